@@ -1,0 +1,87 @@
+"""Bytes: read a budget, size a method for it, and print sizes for people."""
+
+import bisect
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from recemb.options import RecembError
+
+FLOAT32_BYTES = 4
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+
+
+def parse_budget(budget: str | int | float, full_bytes: int) -> int:
+    """Turn a budget into bytes.
+
+    Args:
+        budget: a share of the full tables, such as `"1/16"` or `0.0625` (greater than 0, at most 1), or a size such as
+            `"64MiB"`, `"64MB"` or `67108864` (bytes). A plain number up to 1 is a share, above 1 it is bytes.
+        full_bytes: bytes of the full fp32 tables, which a share refers to.
+
+    Returns:
+        The budget in bytes, rounded down.
+
+    Raises:
+        RecembError: the text is none of these, or not positive.
+    """
+    text = str(budget).strip()
+    wanted = f"budget={text} is not a budget: give a share of the full tables such as 1/16, or a size such as 64MiB."
+    try:
+        share = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        share = None
+    if share is not None:
+        if share <= 0:
+            raise RecembError(wanted)
+        if share <= 1:
+            return int(share * full_bytes)
+        if share.denominator != 1:
+            raise RecembError(f"budget={text} is more than the full tables: a share is at most 1. {wanted}")
+        return int(share)
+    size = _SIZE.fullmatch(text)
+    if size is None or size[2].upper() not in _UNITS:
+        raise RecembError(wanted)
+    budget_bytes = int(Fraction(size[1]) * _UNITS[size[2].upper()])
+    if budget_bytes < 1:
+        raise RecembError(wanted)
+    return budget_bytes
+
+
+def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: int, largest: int, what: str) -> int:
+    """Find the largest value of a size knob whose bytes stay within a budget.
+
+    Args:
+        budget_bytes: the budget, in bytes.
+        bytes_of: bytes at a value of the knob; must not fall as the knob grows.
+        smallest: least value of the knob that makes sense.
+        largest: greatest value of the knob.
+        what: the method and its knob, for the error.
+
+    Returns:
+        The knob's value, in `smallest..largest`.
+
+    Raises:
+        RecembError: even the smallest value is over the budget; the sentence names the least possible budget.
+    """
+    least = bytes_of(smallest)
+    if least > budget_bytes:
+        raise RecembError(
+            f"{what} cannot be made as small as {format_bytes(budget_bytes)} ({budget_bytes:,} bytes): "
+            f"the least possible is {least:,} bytes ({format_bytes(least)}). Give a budget of at least that."
+        )
+    return smallest + bisect.bisect_right(range(smallest, largest + 1), budget_bytes, key=bytes_of) - 1
+
+
+def format_bytes(count: int | float) -> str:
+    """Write a number of bytes the way people read it: `820 B`, `1.5 MiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "TiB"
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"

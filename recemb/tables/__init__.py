@@ -1,0 +1,7 @@
+"""The family of compressed tables: one file per method, imported here so that it registers itself."""
+
+from recemb.tables import (  # noqa: F401 - importing a method registers it; the order is that of every listing
+    full,
+    frequency,
+    hashing,
+)

@@ -1,0 +1,207 @@
+"""The contract of a compressed embedding table: remap, lookup, combine.
+
+Every method answers the same three questions, and nothing else of it lives outside its file:
+
+    ids --remap--> row numbers --lookup--> rows --combine--> one vector of width D per id
+       (integers only,         (plain physical tables:     (identity, multiply, project, ...)
+        no gradient)            the only large memory)
+
+`TableConfig.layout` says which physical tables there are and which of them each logical table looks up. From that alone
+follow the predicted bytes, the storage (`recemb.tables.storage`) and the batched lookup (`recemb.tables.collection`).
+
+Shapes are written as: V ids of a table, D width of the vectors, N looked-up ids, B bags, L lookups of the collection.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from recemb.budget import FLOAT32_BYTES
+from recemb.options import RecembError
+
+
+@dataclass(kw_only=True)
+class TableSpec:
+    """One logical table, as the model sees it.
+
+    Attributes:
+        name: name of the table; hashes are salted with it.
+        num_embeddings: V, the number of ids; ids run from 0 (out of vocabulary) to V - 1.
+        embedding_dim: D, the width of the vectors the model asks for.
+        feature_names: the features that look this table up; its own name when left out.
+        counts: (V,) int64, how often each id was seen in training, or None when unknown. Methods that keep popular ids
+            apart rely on ids being numbered by descending frequency (id 0 aside), as prepared data has them.
+        max_length: 1 when every bag holds at most one id, None for bags of any length.
+        init_std: standard deviation of a full table's entries before training. Every method starts its vectors with it.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    feature_names: list[str] = field(default_factory=list)
+    counts: Tensor | None = None
+    max_length: int | None = None
+    init_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        self.feature_names = self.feature_names or [self.name]
+        for what in ("num_embeddings", "embedding_dim"):
+            if getattr(self, what) < 1:
+                raise RecembError(f"table {self.name}: {what} is {getattr(self, what)}; it must be at least 1.")
+        if self.counts is not None and self.counts.shape != (self.num_embeddings,):
+            raise RecembError(
+                f"table {self.name}: counts has shape {tuple(self.counts.shape)}, but there are {self.num_embeddings} ids."
+            )
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the uncompressed fp32 table."""
+        return self.num_embeddings * self.embedding_dim * FLOAT32_BYTES
+
+
+class PhysicalTable(NamedTuple):
+    """Memory that is really held: `rows` rows of `dim` floats, started uniformly with standard deviation `init_std`."""
+
+    name: str
+    rows: int
+    dim: int
+    init_std: float
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in fp32."""
+        return self.rows * self.dim * FLOAT32_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a method holds for a list of logical tables; made without allocating any table.
+
+    Attributes:
+        tables: the physical tables.
+        lookups: for each logical table the indices of the physical tables it looks up, in the order combine gets them.
+        dims: for each logical table the width of the vector that combine returns.
+        constants: small tensors that serving needs beside the rows (hash salts, moduli, ...), by buffer name. A
+            constant that belongs to lookups has one entry per lookup, in the order of `lookups` read left to right.
+    """
+
+    tables: list[PhysicalTable]
+    lookups: list[list[int]]
+    dims: list[int]
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Serving bytes by kind: `rows` of the physical tables, `constants` beside them."""
+        return {
+            "rows": sum(table.bytes for table in self.tables),
+            "constants": sum(tensor.nbytes for tensor in self.constants.values()),
+        }
+
+    @property
+    def serving_bytes(self) -> int:
+        """Every byte that serving the tables needs."""
+        return sum(self.parts.values())
+
+    def bytes_per_table(self, specs: Sequence[TableSpec]) -> dict[str, int]:
+        """Bytes of the rows by logical table; one that several logical tables share is listed under its own name."""
+        users: dict[int, set[str]] = {}
+        for spec, indices in zip(specs, self.lookups, strict=True):
+            for index in indices:
+                users.setdefault(index, set()).add(spec.name)
+        sizes = {spec.name: 0 for spec in specs}
+        for index, table in enumerate(self.tables):
+            owners = users.get(index, set())
+            owner = next(iter(owners)) if len(owners) == 1 else table.name
+            sizes[owner] = sizes.get(owner, 0) + table.bytes
+        return sizes
+
+
+@dataclass(kw_only=True)
+class TableConfig:
+    """Options of a method. A plain dataclass, so that Hydra can type, override and print it."""
+
+    def layout(self, specs: Sequence[TableSpec]) -> Layout:
+        """Lay out the physical tables for these logical tables without allocating them."""
+        raise NotImplementedError(f"{type(self).__name__} must say which physical tables it holds.")
+
+    def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
+        """Choose the sizes for a budget.
+
+        The budget bounds the serving bytes of all tables together: it is never exceeded, and what one table does not
+        use goes to the others.
+
+        Returns:
+            A copy of the config with its sizes set.
+
+        Raises:
+            RecembError: no sizes fit; the sentence names the least possible budget.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it meets a budget.")
+
+
+class CompressedTable(nn.Module):
+    """Serves a group of logical tables: the small, method-specific half of a collection.
+
+    A method overrides `remap`, and `combine` where rows are not yet the vector. The layout's constants are registered
+    as buffers under their names.
+
+    Args:
+        config: the method's options, sizes set.
+        specs: the logical tables.
+    """
+
+    pooling_commutes: ClassVar[bool] = True
+    """True when combining pooled rows equals pooling combined rows, so that bags may be pooled by the lookup."""
+
+    def __init__(self, config: Any, specs: Sequence[TableSpec]) -> None:
+        super().__init__()
+        self.config = config
+        self.specs = list(specs)
+        self.layout: Layout = config.layout(specs)
+        for name, tensor in self.layout.constants.items():
+            self.register_buffer(name, tensor)
+
+    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
+        """Turn ids into row numbers of the physical table that each lookup reads.
+
+        Element-wise over all lookups of all features at once: look per-lookup constants up by `lookup` and broadcast.
+
+        Args:
+            ids: int64 ids, (N,) or (L, B).
+            lookup: int64, which lookup (an index into the layout's lookups read left to right) each id belongs to;
+                of a shape that broadcasts against `ids`: (N,) or (L, 1).
+
+        Returns:
+            int64 row numbers of the shape of `ids`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must turn ids into row numbers.")
+
+    def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
+        """Make the vectors of one logical table from its looked-up rows.
+
+        Args:
+            rows: for each lookup of the table (N, d), or sums of rows over bags where `pooling_commutes`.
+            spec_index: which logical table.
+
+        Returns:
+            (N, D).
+        """
+        (only,) = rows
+        return only
+
+
+def init_uniform_(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill a weight uniformly with zero mean and the given standard deviation."""
+    bound = math.sqrt(3.0) * std
+    with torch.no_grad():
+        weight.uniform_(-bound, bound, generator=generator)
+
+
+def total_full_bytes(specs: Sequence[TableSpec]) -> int:
+    """Bytes of the uncompressed fp32 tables, which `kept` and shares of a budget refer to."""
+    return sum(spec.full_bytes for spec in specs)

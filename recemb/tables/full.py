@@ -1,0 +1,58 @@
+"""The uncompressed table, and the same table narrower.
+
+Every other method is measured against it. With a budget below 1 the vectors themselves become narrower (`width`), and
+the backbone with them, as a practitioner would do by hand.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from recemb.budget import largest_within
+from recemb.options import RecembError, option
+from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.registry import register
+
+
+@dataclass(kw_only=True)
+class FullConfig(TableConfig):
+    """Options of the uncompressed table."""
+
+    width: int | None = option(None, "width of the vectors; the model's embedding_dim when not given")
+
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise RecembError(f"table.width is {self.width}; it must be at least 1.")
+
+    def layout(self, specs: Sequence[TableSpec]) -> Layout:
+        """Hold every id's own row."""
+        widths = [min(self.width or spec.embedding_dim, spec.embedding_dim) for spec in specs]
+        return Layout(
+            tables=[
+                PhysicalTable(spec.name, spec.num_embeddings, width, spec.init_std)
+                for spec, width in zip(specs, widths, strict=True)
+            ],
+            lookups=[[index] for index in range(len(specs))],
+            dims=widths,
+        )
+
+    def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
+        """Take the widest vectors that the budget allows."""
+
+        def bytes_at(width: int) -> int:
+            return dataclasses.replace(self, width=width).layout(specs).serving_bytes
+
+        widest = max(spec.embedding_dim for spec in specs)
+        return dataclasses.replace(self, width=largest_within(budget_bytes, bytes_at, 1, widest, "table=full"))
+
+
+@register("full", FullConfig, summary="every id has a row of its own; narrower vectors under a budget")
+class FullTable(CompressedTable):
+    """Looks ids up as they are."""
+
+    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
+        """The row of an id is the id."""
+        return ids

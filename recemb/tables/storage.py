@@ -1,0 +1,192 @@
+"""Hosts for physical rows: the large memory of a collection, and the lookup in it.
+
+Both hosts take the same row numbers, return the same vectors and name their weights alike
+(`embedding_bags.<table>.weight`, as torchrec does), so weights move between them by `load_state_dict`:
+
+- `PlainTables` keeps ordinary parameters: any dtype, autograd, gradcheck, no kernels needed.
+- `FusedTables` keeps FBGEMM's batched tables, whose backward pass applies the optimizer to the touched rows.
+
+A lookup reads one physical table; several lookups may read the same one. Bags are pooled by sum.
+
+FBGEMM's kernels take widths in multiples of four floats. `FusedTables` keeps a narrower or odd width by storing several
+rows side by side in one stored row; `lanes` says how many, and who looks up picks the lane. Its weights are views of
+that storage in the shape of the plain ones, so the bytes served never include the padding of the last stored row.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    EmbeddingLocation,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from recemb.hashing import salt_of
+from recemb.options import RecembError
+from recemb.tables.base import PhysicalTable, init_uniform_
+
+
+class FusedOptimizer(NamedTuple):
+    """The optimizer that FBGEMM applies to table rows inside the backward pass.
+
+    Attributes:
+        name: `rowwise_adagrad` (one accumulator a row), `adagrad` (one a weight) or `sgd`.
+        lr: learning rate.
+        eps: added to the root of Adagrad's accumulators.
+        weight_decay: L2 penalty on the rows that a batch touches; row-wise Adagrad only.
+    """
+
+    name: str = "rowwise_adagrad"
+    lr: float = 0.01
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def kwargs(self) -> dict[str, Any]:
+        """Write it as arguments of FBGEMM's batched tables."""
+        if self.name not in _FUSED_OPTIMIZERS:
+            raise RecembError(
+                f"there is no table optimizer {self.name!r}. Known: {', '.join(_FUSED_OPTIMIZERS)} "
+                "(FBGEMM's CPU kernels have no others)."
+            )
+        arguments: dict[str, Any] = {"optimizer": _FUSED_OPTIMIZERS[self.name], "learning_rate": self.lr}
+        if self.name != "sgd":
+            arguments["eps"] = self.eps
+        if self.weight_decay and self.name != "rowwise_adagrad":
+            raise RecembError(f"table optimizer {self.name} takes no weight decay; rowwise_adagrad does.")
+        return arguments | ({"weight_decay": self.weight_decay} if self.weight_decay else {})
+
+
+_KERNEL_WIDTH = 4
+_FUSED_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+}
+
+
+def lanes_of(dim: int) -> int:
+    """Rows of this width that FBGEMM stores side by side, so that the stored width is a multiple of four."""
+    return _KERNEL_WIDTH // math.gcd(dim, _KERNEL_WIDTH)
+
+
+class _Bag(nn.Module):
+    """Gives a weight the name that torchrec gives it."""
+
+    def __init__(self, weight: Tensor, requires_grad: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=requires_grad)
+
+
+class PlainTables(nn.Module):
+    """Physical tables as ordinary parameters.
+
+    Args:
+        tables: the physical tables.
+        lookup_tables: for each lookup the index of the table it reads, ascending.
+        device: where the weights live.
+    """
+
+    def __init__(
+        self, tables: Sequence[PhysicalTable], lookup_tables: Sequence[int], device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.lanes = [1] * len(lookup_tables)
+        self.widths = [tables[index].dim for index in lookup_tables]
+        self._names = [tables[index].name for index in lookup_tables]
+        self.embedding_bags = nn.ModuleDict(
+            {
+                table.name: _Bag(torch.empty(table.rows, table.dim, device=device), requires_grad=True)
+                for table in tables
+            }
+        )
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Sum the rows of every bag.
+
+        Args:
+            rows: (N,) int64 stored row numbers (row // lanes), lookup after lookup.
+            offsets: (L * B + 1,) int64 where each bag begins in `rows`.
+
+        Returns:
+            (B, sum of the lookups' `widths`), all lanes of a stored row.
+        """
+        bags = (offsets.numel() - 1) // len(self._names)
+        pooled = []
+        for index, name in enumerate(self._names):
+            part = offsets[index * bags : (index + 1) * bags + 1]
+            weight = self.get_parameter(f"embedding_bags.{name}.weight")
+            values = rows[part[0] : part[-1]]
+            pooled.append(F.embedding_bag(values, weight, part - part[0], mode="sum", include_last_offset=True))
+        return torch.cat(pooled, dim=1)
+
+
+class FusedTables(nn.Module):
+    """Physical tables in FBGEMM's batched form, updated inside the backward pass.
+
+    The batched tables are called directly: on 26 tables torchrec's unsharded FusedEmbeddingBagCollection spends more
+    time splitting and joining its input than the lookup itself takes, and narrows row numbers to 32 bits.
+
+    Args:
+        tables: the physical tables.
+        lookup_tables: for each lookup the index of the table it reads, ascending (FBGEMM requires it).
+        optimizer: what updates the rows.
+        device: where the weights live.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[PhysicalTable],
+        lookup_tables: Sequence[int],
+        optimizer: FusedOptimizer,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        device = device or torch.device("cpu")
+        on_gpu = device.type == "cuda"
+        place = (
+            (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if on_gpu else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+        )
+        stored = [(-(-table.rows // lanes_of(table.dim)), table.dim * lanes_of(table.dim)) for table in tables]
+        self.lanes = [lanes_of(tables[index].dim) for index in lookup_tables]
+        self.widths = [stored[index][1] for index in lookup_tables]
+        batched = SplitTableBatchedEmbeddingBagsCodegen(
+            [(*shape, *place) for shape in stored],
+            feature_table_map=list(lookup_tables),
+            device=device,
+            **optimizer.kwargs(),
+        )
+        # In a list, so that its one flat weight is not a second parameter beside the tables' own names.
+        self._batched = [batched]
+        self.embedding_bags = nn.ModuleDict(
+            {
+                table.name: _Bag(weight.view(-1, table.dim)[: table.rows], requires_grad=False)
+                for table, weight in zip(tables, batched.split_embedding_weights(), strict=True)
+            }
+        )
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
+        return self._batched[0](rows, offsets)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the rows."""
+        self._batched[0].set_learning_rate(lr)
+
+    def optimizer_state(self) -> dict[str, list[Tensor]]:
+        """Give the optimizer's accumulators by table name; they share memory with the kernel's."""
+        states = self._batched[0].split_optimizer_states()
+        return dict(zip(self.embedding_bags.keys(), map(list, states), strict=True))
+
+
+def init_tables(host: nn.Module, tables: Sequence[PhysicalTable], seed: int) -> None:
+    """Start every physical table from the seed and its own name, whatever tables stand beside it."""
+    for table in tables:
+        weight = host.get_parameter(f"embedding_bags.{table.name}.weight")
+        generator = torch.Generator(device=weight.device).manual_seed(salt_of(table.name, seed) & (2**63 - 1))
+        init_uniform_(weight.data, table.init_std, generator)
