@@ -126,6 +126,15 @@ class PlainTables(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
+    def stored_bytes(self) -> int:
+        """Bytes the rows take in memory."""
+        return sum(weight.nbytes for weight in self.parameters())
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of optimizer state held beside the rows: none, whoever trains the parameters keeps it."""
+        return 0
+
+
 class FusedTables(nn.Module):
     """Physical tables in FBGEMM's batched form, updated inside the backward pass.
 
@@ -178,10 +187,13 @@ class FusedTables(nn.Module):
         """Set the learning rate of the rows."""
         self._batched[0].set_learning_rate(lr)
 
-    def optimizer_state(self) -> dict[str, list[Tensor]]:
-        """Give the optimizer's accumulators by table name; they share memory with the kernel's."""
-        states = self._batched[0].split_optimizer_states()
-        return dict(zip(self.embedding_bags.keys(), map(list, states), strict=True))
+    def stored_bytes(self) -> int:
+        """Bytes the rows take in memory, with the padding of stored rows."""
+        return sum(weight.nbytes for weight in self._batched[0].split_embedding_weights())
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's accumulators."""
+        return sum(state.nbytes for states in self._batched[0].split_optimizer_states() for state in states)
 
 
 def init_tables(host: nn.Module, tables: Sequence[PhysicalTable], seed: int) -> None:

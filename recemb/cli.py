@@ -1,0 +1,232 @@
+"""The command line: `recemb prepare | train | report | tables`. The only file that prints."""
+
+import argparse
+import errno
+import logging
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recemb import help as pages
+from recemb.config import PrepareConfig, RunConfig, register_configs, to_run_config
+from recemb.options import RecembError
+from recemb.tables.registry import get_table
+
+_OK, _FAILED, _INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit status: 0, 2 after an error said in one sentence, 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(pages.OVERVIEW)
+        return _OK
+    if verb not in _VERBS:
+        close = get_close_matches(verb, _VERBS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return _say(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(_VERBS)}.")
+    # A service manager's stop is a person's Ctrl-C: both leave a readable record.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _VERBS[verb](rest)
+    except KeyboardInterrupt:
+        return _say("interrupted.", _INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _OK
+    except (RecembError, HydraException, OmegaConfBaseException, OSError) as error:
+        return _say(_in_one_sentence(error))
+
+
+def _train(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(pages.train_help())
+        return _OK
+    return _with_hydra("train", arguments, _train_job)
+
+
+def _train_job(composed: Any) -> None:
+    from recemb.training import train
+
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    overrides = list(job.overrides.task)
+    if job.mode == RunMode.MULTIRUN:
+        total = _jobs_in_sweep(job)
+        print(f"\n[{int(job.job.num) + 1}/{total}] {' '.join(overrides)}", file=sys.stderr)
+    config = to_run_config(composed)
+    command = shlex.join(["recemb", "train", *overrides])
+    record = train(config, folder, command)
+    test = record["metrics"]["test"]
+    print(
+        f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
+        f"({1 / record['kept']:.1f}x smaller), {record['seconds']:.0f} s: {folder}"
+    )
+
+
+def _prepare(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(pages.prepare_help())
+        return _OK
+    return _with_hydra("prepare", arguments, _prepare_job)
+
+
+def _prepare_job(composed: Any) -> None:
+    from recemb.datasets import prepare
+
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, PrepareConfig)
+    dataset = prepare(config.dataset, on_bad_rows=config.on_bad_rows, overwrite=config.overwrite)
+    rows = {split: dataset.num_rows(split) for split in ("train", "valid", "test")}
+    ids = sum(feature.num_embeddings for feature in dataset.features)
+    print(
+        f"{dataset.path}: {rows['train']:,} training, {rows['valid']:,} validation and {rows['test']:,} test rows, "
+        f"{ids:,} ids in {len(dataset.features)} features"
+    )
+    skipped = dataset.meta.get("skipped") or {}
+    for reason, count in skipped.items():
+        print(f"  skipped {count:,} rows: {reason}")
+    ceiling = (dataset.meta.get("ceiling") or {}).get("test")
+    if ceiling:
+        print(f"  best reachable on test: AUC {ceiling['auc']:.4f}, logloss {ceiling['logloss']:.4f}")
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="recemb report",
+        description="Gather the run.json records below some folders into results.csv, results.parquet, the picture "
+        "tradeoff.png and report.html, which opens offline.",
+    )
+    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="folder with runs at any depth")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: the first DIR)")
+    parser.add_argument("--title", help="title of the page")
+    options = parser.parse_args(arguments)
+    from recemb.report import write_report
+
+    report = write_report(options.dirs, options.out or options.dirs[0], options.title)
+    for left_out in report.left_out:
+        print(f"not in the charts: {left_out.run}: {left_out.reason}", file=sys.stderr)
+    print(f"{report.runs} runs, {report.points} points: {report.html.resolve()}")
+    return _OK
+
+
+def _tables(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print("recemb tables         list the table methods\nrecemb tables NAME    explain one")
+    elif arguments:
+        print("\n".join(pages.tables_page(get_table(name)) for name in arguments))
+    else:
+        print(pages.tables_list())
+    return _OK
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "report": _report,
+    "tables": _tables,
+}
+
+
+def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> int:
+    """Let Hydra compose the configuration of each job and run them; one that fails does not end a sweep."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("torch", "fbgemm_gpu", "torchrec", "hydra", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    register_configs()
+    OmegaConf.register_new_resolver("recemb_slug", _slug, replace=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here and not as Hydra's own report
+    failures: list[str] = []
+
+    def one_job(composed: Any) -> None:
+        try:
+            job(composed)
+        except (RecembError, OmegaConfBaseException, OSError) as error:
+            failures.append(_in_one_sentence(error))
+            _say(failures[-1])
+
+    sys.argv = [f"recemb {verb}", *arguments]
+    hydra.main(version_base="1.3", config_path="pkg://recemb.conf", config_name=verb)(one_job)()
+    if len(failures) > 1:
+        _say(f"{len(failures)} jobs failed.")
+    return _FAILED if failures else _OK
+
+
+def _jobs_in_sweep(job: Any) -> int:
+    """How many runs the sweep on this command line has."""
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(given)}
+    for key, value in (job.sweeper.params or {}).items():
+        if key not in parsed:
+            (parsed[key],) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+    return math.prod(
+        sum(1 for _ in override.sweep_string_iterator()) for override in parsed.values() if override.is_sweep_override()
+    )
+
+
+def _slug(number: Any, overrides: str) -> str:
+    """Name a sweep's run folder after what it varies, in characters that every file system takes."""
+    return f"{int(number):03d}-" + re.sub(r"[^A-Za-z0-9.,=_+-]+", "_", str(overrides))[:120]
+
+
+def _say(sentence: str, status: int = _FAILED) -> int:
+    print(f"recemb: {sentence}", file=sys.stderr)
+    return status
+
+
+def _in_one_sentence(error: Exception) -> str:
+    """Say an error in one sentence; what Hydra and OmegaConf say over several lines included."""
+    if isinstance(error, RecembError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RecembError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown and "is not in struct" in text or unknown and "not in" in text:
+        key = unknown[1]
+        close = get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"there is no option {key}.{hint} `recemb train --help` lists them all."
+    missing = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if missing:
+        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        known = f" Known: {', '.join(choices)}." if choices else ""
+        return f"there is no {missing[1]} {missing[2]!r}.{known}"
+    first = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = next((line for line in first if line.startswith("full_key:")), None)
+    return f"{wrong.removeprefix('full_key:').strip()}: {first[0]}" if wrong else " ".join(first[:2])
+
+
+def _known_keys() -> list[str]:
+    text = pages.train_help() + pages.prepare_help()
+    return re.findall(r"^  ([a-z_.]+)=", text, re.MULTILINE)
+
+
+__all__ = ["RunConfig", "main"]

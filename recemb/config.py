@@ -1,0 +1,98 @@
+"""The typed schema of a run, and the groups that Hydra composes it from.
+
+Every group option is a registered dataclass: `table=` comes from the registry of methods, `dataset=` and `model=` from
+their own. The YAML files in conf/ only choose and override.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+import recemb.tables  # noqa: F401 - registers the methods
+from recemb.budget import parse_budget
+from recemb.datasets import DATASETS, DatasetConfig
+from recemb.models import MODELS, ModelConfig
+from recemb.options import RecembError, option
+from recemb.tables.base import TableConfig
+from recemb.tables.registry import list_tables, method_of
+from recemb.training.trainer import TrainerConfig
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything that decides a training run."""
+
+    dataset: Any = MISSING
+    table: Any = MISSING
+    model: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    budget: Any = option(None, "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)")
+    seed: int = option(0, "seed of the initial weights and the order of the rows")
+    overwrite: bool = option(False, "replace a completed run in the same folder")
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            parse_budget(self.budget, 1 << 62)  # an unreadable budget is told before any data is looked at
+        if not 0 <= self.seed < 2**63:
+            raise RecembError(f"seed={self.seed} must be at least 0 and below 2**63.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the config as plain JSON types, each group with the name it has on the command line."""
+        values = dataclasses.asdict(self)
+        for group, name in (
+            ("dataset", self.dataset.name),
+            ("table", method_of(self.table).name),
+            ("model", self.model.name),
+        ):
+            values[group] = {"name": name, **values[group]}
+        return values
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Everything that decides a preparation."""
+
+    dataset: Any = MISSING
+    on_bad_rows: str = option("error", "what to do with a row that cannot be read: error, or skip and count it")
+    overwrite: bool = option(False, "replace a data set that was prepared with other options")
+
+    def __post_init__(self) -> None:
+        if self.on_bad_rows not in ("error", "skip"):
+            raise RecembError(f"on_bad_rows={self.on_bad_rows} is not known; choose error or skip.")
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "dataset": dict(DATASETS),
+    "table": {method.name: method.config for method in list_tables()},
+    "model": dict(MODELS),
+    "trainer": {"default": TrainerConfig},
+}
+"""The config groups of the command line and the classes behind their options."""
+
+
+def register_configs() -> None:
+    """Tell Hydra the schemas and groups; the YAML files in conf/ refer to them."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="prepare_schema", node=PrepareConfig)
+    for group, classes in GROUPS.items():
+        for name, node in classes.items():
+            store.store(group=group, name=name, node=node)
+
+
+def to_run_config(composed: Any) -> RunConfig:
+    """Turn what Hydra composed into the typed config, checking every value.
+
+    Raises:
+        RecembError: a value is out of its range; the sentence names the option.
+    """
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, RunConfig):
+        raise RecembError("the configuration lacks its schema: its defaults list must begin with run_schema.")
+    for group, base in (("dataset", DatasetConfig), ("table", TableConfig), ("model", ModelConfig)):
+        if not isinstance(getattr(config, group), base):
+            raise RecembError(f"{group}= must be one of: {', '.join(GROUPS[group])}.")
+    return config

@@ -1,0 +1,114 @@
+"""The texts of `--help` and `recemb tables`, made from the config classes and the registry."""
+
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+from recemb.config import GROUPS, PrepareConfig, RunConfig
+from recemb.options import Option, options_of
+from recemb.tables.registry import Method, list_tables
+from recemb.training.trainer import TrainerConfig
+
+OVERVIEW = """recemb: embedding-table compression for recommenders
+
+  recemb prepare dataset=criteo dataset.source=train.txt dataset.path=data/criteo
+                                    raw text to a memory-mapped data set
+  recemb train table=hashing budget=1/16
+                                    train one model; -m a,b sweeps
+  recemb report runs                gather runs into a table and a page
+  recemb tables [NAME]              list the methods, or explain one
+
+`recemb VERB --help` says more about each.
+"""
+
+_TRAIN_HEAD = """Train one model, or a sweep of them with -m.
+
+  recemb train dataset=criteo dataset.path=data/criteo table=hashing budget=1/16 seed=0 hydra.run.dir=runs/x
+  recemb train -m table=frequency,hashing budget=1/4,1/16 seed=0,1,2 hydra.sweep.dir=runs/sweep
+  recemb train -m experiment=baselines dataset=criteo dataset.path=data/criteo
+
+Every option is given as name=value. --cfg job prints the composed configuration, --hydra-help what Hydra adds.
+"""
+
+_PREPARE_HEAD = """Turn raw rows into the memory-mapped form that training reads.
+
+  recemb prepare dataset=criteo dataset.source=train.txt dataset.path=data/criteo dataset.protocol=last_day
+  recemb prepare dataset=synthetic dataset.rows=1000000 dataset.path=data/synthetic
+"""
+
+
+def train_help() -> str:
+    """The page of `recemb train --help`."""
+    methods = _columns([(f"table={m.name}", m.summary) for m in list_tables()])
+    groups = [("dataset=synthetic", "dataset"), ("table=full", "table"), ("model=dlrm", "model")]
+    parts = [_TRAIN_HEAD, "Methods (`recemb tables NAME` explains one):", methods]
+    parts += ["Options of a run:", _columns(_run_options())]
+    for default, group in groups:
+        for name, node in GROUPS[group].items():
+            rows = _rows(options_of(node), f"{group}.")
+            mark = " (the default)" if default == f"{group}={name}" else ""
+            parts += [f"With {group}={name}{mark}:", _columns(rows) if rows else "  no options"]
+    parts += ["Training:", _columns(_rows(options_of(TrainerConfig), "trainer."))]
+    return "\n".join(parts)
+
+
+def prepare_help() -> str:
+    """The page of `recemb prepare --help`."""
+    rows = [row for row in _rows(options_of(PrepareConfig), "") if not row[0].startswith("dataset=")]
+    parts = [_PREPARE_HEAD, "Options:", _columns(rows)]
+    for name, node in GROUPS["dataset"].items():
+        parts += [f"With dataset={name}:", _columns(_rows(options_of(node), "dataset."))]
+    return "\n".join(parts)
+
+
+def tables_list() -> str:
+    """The list of methods."""
+    rows = _columns([(method.name, method.summary) for method in list_tables()])
+    return f"Table methods; `recemb tables NAME` explains one:\n{rows}"
+
+
+def tables_page(method: Method) -> str:
+    """One method: what it does, where it is from, its options."""
+    about = inspect.getdoc(sys.modules[method.table.__module__]) or method.summary
+    rows = _rows(options_of(method.config), "table.")
+    options = _columns(rows) if rows else "  none"
+    return (
+        f"table={method.name}: {method.summary}\n\n{about}\n\nOptions:\n{options}\n"
+        f"Use: recemb train table={method.name} budget=1/16\n"
+    )
+
+
+def _run_options() -> list[tuple[str, str]]:
+    groups = [
+        ("dataset=synthetic", f"data set: {', '.join(GROUPS['dataset'])}"),
+        ("table=full", "table method, see above"),
+        ("model=dlrm", f"backbone: {', '.join(GROUPS['model'])}"),
+    ]
+    return groups + [
+        row
+        for row in _rows(options_of(RunConfig), "")
+        if row[0].split("=")[0] not in ("dataset", "table", "model", "trainer")
+    ]
+
+
+def _rows(options: Any, prefix: str) -> list[tuple[str, str]]:
+    return [(f"{prefix}{option.name}={_shown(option)}", option.help) for option in options]
+
+
+def _shown(option: Option) -> str:
+    if option.default is None:
+        return "null"
+    if isinstance(option.default, bool):
+        return str(option.default).lower()
+    return str(option.default).replace("'", "")
+
+
+def _columns(rows: list[tuple[str, str]]) -> str:
+    width = min(max((len(left) for left, _ in rows), default=0), 40)
+    lines = []
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, 100 - width) or [""]
+        first = f"  {left:<{width}}  {wrapped[0]}"
+        lines += [first.rstrip(), *(f"  {'':<{width}}  {more}" for more in wrapped[1:])]
+    return "\n".join(lines) + "\n"

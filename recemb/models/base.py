@@ -1,0 +1,37 @@
+"""What a backbone is: a config that builds a module over any collection."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from recemb.options import RecembError, option
+from recemb.tables.collection import CompressedEmbeddingBagCollection
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Options that every backbone has."""
+
+    name: ClassVar[str]
+
+    embedding_dim: int = option(16, "D, the width of a full table's vectors")
+    init_std: float = option(0.01, "standard deviation of a vector's entries before training, for every table method")
+
+    def __post_init__(self) -> None:
+        if self.embedding_dim < 1:
+            raise RecembError(f"model.embedding_dim={self.embedding_dim} is too small; it must be at least 1.")
+        if self.init_std <= 0:
+            raise RecembError(f"model.init_std={self.init_std} must be positive.")
+
+    def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
+        """Build the module.
+
+        Args:
+            tables: the collection; its `embedding_bag_configs` tell the widths to expect.
+            dense_sample: (n, K) float32 dense features of training rows, NaN = missing, to scale inputs by.
+
+        Returns:
+            A module that maps (dense (B, K), sparse KeyedJaggedTensor) to logits (B,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must build a module.")

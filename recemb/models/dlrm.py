@@ -1,0 +1,131 @@
+"""DLRM: dot products of all pairs of vectors, between two MLPs.
+
+Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", arXiv 1906.00091;
+built from torchrec's DLRM.
+
+Differs from torchrec's: numbers come in twice, scaled through the bottom MLP and as embedded bins beside the
+categorical vectors; the vectors' first coordinates also add up to a first-order term, as in a factorization machine;
+what enters the top MLP is normalised, and vectors are dropped out. On small data these, not the tables, decide whether
+the model beats a logistic regression.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.models.dlrm import DLRM as TorchrecDLRM
+from torchrec.models.dlrm import InteractionArch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb.models.base import ModelConfig
+from recemb.models.dense import DenseEncoder
+from recemb.options import RecembError, option
+from recemb.tables.collection import CompressedEmbeddingBagCollection
+
+
+@dataclass(kw_only=True)
+class DLRMConfig(ModelConfig):
+    """Options of DLRM."""
+
+    name: ClassVar[str] = "dlrm"
+
+    bottom_layers: list[int] = option([64, 32], "widths of the bottom MLP; a last layer of width D follows")
+    top_layers: list[int] = option([64, 32], "widths of the top MLP; a last layer of width 1 follows")
+    dense_bins: int = option(32, "quantile bins of a dense feature")
+    dropout: float = option(0.2, "share of the vectors' coordinates dropped in training")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise RecembError(f"model.dropout={self.dropout} must be at least 0 and below 1.")
+        if self.dense_bins < 2:
+            raise RecembError(f"model.dense_bins={self.dense_bins} is too small; it must be at least 2.")
+        for name in ("bottom_layers", "top_layers"):
+            if any(width < 1 for width in getattr(self, name)) or not getattr(self, name):
+                raise RecembError(f"model.{name}={getattr(self, name)} must be a list of widths of at least 1.")
+
+    def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
+        """Build DLRM over these tables."""
+        return DLRM(tables, dense_sample, self)
+
+
+class DLRM(TorchrecDLRM):
+    """torchrec's DLRM with embedded numbers and a first-order term.
+
+    Args:
+        tables: the collection of the categorical features; all of one width D.
+        dense_sample: (n, K) float32 of training rows.
+        config: the options.
+    """
+
+    def __init__(
+        self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DLRMConfig
+    ) -> None:
+        widths = {table.embedding_dim for table in tables.embedding_bag_configs()}
+        if len(widths) > 1:
+            raise RecembError(
+                f"model=dlrm multiplies vectors with each other, so all tables must have one width, not {sorted(widths)}."
+            )
+        (dim,) = widths
+        numbers = dense_sample.shape[1]
+        # torchrec's DLRM needs at least one dense input; a constant stands in where a data set has none.
+        super().__init__(
+            tables,
+            dense_in_features=max(2 * numbers, 1),
+            dense_arch_layer_sizes=[*config.bottom_layers, dim],
+            over_arch_layer_sizes=[*config.top_layers, 1],
+        )
+        vectors = len(self.sparse_arch.sparse_feature_names) + numbers
+        self.encoder = DenseEncoder(dense_sample, config.dense_bins, dim, config.init_std)
+        self.inter_arch = PairwiseProducts(vectors)
+        interactions = dim + vectors * (vectors + 1) // 2
+        self.over_arch = nn.Sequential(
+            nn.LayerNorm(interactions), _mlp(interactions, config.top_layers), nn.Linear(config.top_layers[-1], 1)
+        )
+        self.dropout = config.dropout
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Predict.
+
+        Args:
+            dense_features: (B, K) float32, NaN = missing.
+            sparse_features: ids by feature, stride B.
+
+        Returns:
+            (B,) logits.
+        """
+        scaled, bins = self.encoder(dense_features)
+        if not dense_features.shape[1]:
+            scaled = dense_features.new_ones(len(dense_features), 1)
+        vectors = torch.cat([self.sparse_arch(sparse_features), bins], dim=1)
+        first_order = vectors[:, :, 0].sum(dim=1)
+        vectors = F.dropout(vectors, self.dropout, self.training)
+        crossed = self.inter_arch(self.dense_arch(scaled), vectors)
+        return self.over_arch(crossed).squeeze(1) + first_order
+
+
+class PairwiseProducts(InteractionArch):
+    """torchrec's interaction with its upper triangle read by index_select, twice as fast on CPU, backward included."""
+
+    upper: Tensor
+
+    def __init__(self, num_sparse_features: int) -> None:
+        super().__init__(num_sparse_features)
+        vectors = num_sparse_features + 1
+        self.register_buffer("upper", self.triu_indices[0] * vectors + self.triu_indices[1], persistent=False)
+
+    def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+        """Multiply all pairs: (B, D) and (B, F, D) to (B, D + F (F + 1) / 2)."""
+        vectors = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.upper)
+        return torch.cat([dense_features, products], dim=1)
+
+
+def _mlp(inputs: int, widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers)

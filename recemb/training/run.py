@@ -1,0 +1,264 @@
+"""One training run from a config to a folder: config.yaml, run.json, predictions.parquet, TensorBoard, checkpoint/."""
+
+import datetime
+import logging
+import os
+import platform
+import random
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from recemb.budget import format_bytes, parse_budget
+from recemb.datasets import PreparedDataset, prepare
+from recemb.options import RecembError
+from recemb.record import SCHEMA
+from recemb.tables.base import TableConfig, TableSpec, total_full_bytes
+from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.registry import method_of
+from recemb.training.record import RunFolder
+from recemb.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from recemb.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 131_072
+
+
+def train(config: "RunConfig", folder: Path, command: str = "") -> dict[str, Any]:
+    """Train and test one model, leaving a record whatever happens.
+
+    Args:
+        config: the run; its table gets its sizes here where a budget is given.
+        folder: where everything goes; made if missing.
+        command: the command line that repeats the run, for the record.
+
+    Returns:
+        The record, as in run.json.
+
+    Raises:
+        RecembError: something the caller can mend, the budget and the data first; no record is left for those two.
+        KeyboardInterrupt: passed on after the record says `interrupted`.
+    """
+    dataset = open_dataset(config)
+    specs = table_specs(dataset, config)
+    table = sized(config, specs)
+    device = config.trainer.torch_device()
+    run = RunFolder(folder, overwrite=config.overwrite)
+    clock = time.monotonic()
+    record = run.start(_head(config, dataset, command))
+    try:
+        seed_everything(config.seed)
+        tables = CompressedEmbeddingBagCollection(
+            specs, table, optimizer=config.trainer.fused_optimizer(), seed=config.seed, device=device
+        )
+        model = config.model.build(tables, dense_sample(dataset)).to(device)
+        record["kept"] = tables.kept
+        record["bytes"] = count_bytes(model, tables)
+        record["config"]["table"] |= {"name": method_of(table).name, **vars(table)}
+        log.info(
+            "%s on %s: tables %s, kept %.4g, %.3gx smaller than %s; backbone %s",
+            record["method"], record["dataset"], format_bytes(record["bytes"]["tables_serving"]),
+            tables.kept, 1 / tables.kept, format_bytes(record["bytes"]["tables_full"]),
+            format_bytes(record["bytes"]["dense"]),
+        )  # fmt: skip
+        trainer = Trainer(model, dataset, config.trainer, config.seed, folder)
+        try:
+            _fit_and_test(trainer, record, run)
+        finally:
+            progress = trainer.progress
+            record["training"] = {
+                "epochs": round(progress.epochs, 4), "steps": progress.steps, "best_step": progress.best_step,
+                "stopped": progress.stopped,
+            }  # fmt: skip
+            record["throughput"] = {"train_rows_per_second": round(progress.rows_per_second, 1)}
+            trainer.close()
+        record["status"] = "completed"
+    except KeyboardInterrupt:
+        record["status"], record["error"] = "interrupted", "stopped from outside"
+        raise
+    except Exception as error:
+        record["status"], record["error"] = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record["seconds"] = round(time.monotonic() - clock, 3)
+        run.write(record)
+    return record
+
+
+def open_dataset(config: "RunConfig") -> PreparedDataset:
+    """Open the prepared data, preparing it first where the config says from what.
+
+    Raises:
+        RecembError: there is none, or it was prepared with other options than those asked for.
+    """
+    wanted = config.dataset
+    if Path(wanted.path).exists() or (hasattr(wanted, "source") and wanted.source is None):
+        dataset = PreparedDataset.open(wanted.path)
+    else:
+        log.info("preparing %s in %s", wanted.name, wanted.path)
+        dataset = prepare(wanted)
+    refuse_other_data(wanted, dataset)
+    return dataset
+
+
+def refuse_other_data(wanted: Any, dataset: PreparedDataset) -> None:
+    """Raise where an option that was set differs from what the data was prepared with; defaults ask for nothing."""
+    made_by = dict(dataset.meta["config"])
+    if dataset.meta["dataset"] != wanted.name:
+        raise RecembError(
+            f"{wanted.path} holds {dataset.meta['dataset']}, not {wanted.name}; pass dataset={dataset.meta['dataset']} "
+            "or another dataset.path."
+        )
+    default = type(wanted)().identity()
+    for name, value in wanted.identity().items():
+        if value != default[name] and name in made_by and made_by[name] != value:
+            raise RecembError(
+                f"dataset.{name}={value} was asked for, but {wanted.path} was prepared with {name}={made_by[name]}; "
+                "leave the option out or prepare another dataset.path."
+            )
+
+
+def table_specs(dataset: PreparedDataset, config: "RunConfig") -> list[TableSpec]:
+    """Describe one logical table for each categorical feature."""
+    return [
+        TableSpec(
+            name=feature.name,
+            num_embeddings=feature.num_embeddings,
+            embedding_dim=config.model.embedding_dim,
+            counts=feature.counts,
+            max_length=1,
+            init_std=config.model.init_std,
+        )
+        for feature in dataset.features
+    ]
+
+
+def sized(config: "RunConfig", specs: list[TableSpec]) -> TableConfig:
+    """Size the table method for the run's budget, or leave it as configured where there is none."""
+    if config.budget is None:
+        return config.table
+    return config.table.fit(specs, parse_budget(config.budget, total_full_bytes(specs)))
+
+
+def dense_sample(dataset: PreparedDataset) -> Tensor:
+    """Give the dense features of some training rows from all over the split, (n, K), the same at every call."""
+    batches = dataset.batches("train", min(_SAMPLE_ROWS, dataset.num_rows("train")), shuffle=True)
+    return next(iter(batches)).dense
+
+
+def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> dict[str, Any]:
+    """Measure what is held, in bytes.
+
+    Returns:
+        tables_full: the uncompressed fp32 tables; tables_serving: every tensor serving the tables needs, by `parts`
+        and by table; tables_training: the same while training; optimizer: accumulators of the tables' rows and of the
+        rest; dense: the rest of the model.
+    """
+    layout = tables.method.layout
+    serving = tables.serving_tensors()
+    served = {tensor.data_ptr() for tensor in serving.values()}
+    rest = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in served]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method."))
+    rows = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("tables."))
+    return {
+        "tables_full": total_full_bytes(tables.specs),
+        "tables_serving": rows + constants,
+        "tables_training": tables.tables.stored_bytes() + constants,
+        # Adam holds two moments of every trained weight.
+        "optimizer": tables.tables.optimizer_bytes() + 2 * sum(parameter.nbytes for parameter in trained),
+        "dense": sum(tensor.nbytes for tensor in rest),
+        "parts": {"rows": rows, "constants": constants},
+        "per_table": layout.bytes_per_table(tables.specs),
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is what libraries draw from
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("recemb", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pandas", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | {"torch": torch.__version__}
+
+
+def _head(config: "RunConfig", dataset: PreparedDataset, command: str) -> dict[str, Any]:
+    """What is known of a run before it starts."""
+    meta = dataset.meta
+    splits = ("train", "valid", "test")
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "error": None,
+        "method": method_of(config.table).name,
+        "dataset": meta["dataset"],
+        "model": config.model.name,
+        "seed": config.seed,
+        "budget": None if config.budget is None else str(config.budget),
+        "kept": None,
+        "command": command,
+        "bytes": {},
+        "metrics": {},
+        "data": {
+            "protocol": meta["protocol"],
+            "min_count": meta["min_count"],
+            "rows": {split: dataset.num_rows(split) for split in splits},
+            "positive_rate": meta["positive_rate"],
+            "ceiling": meta.get("ceiling"),
+        },
+        "training": {},
+        "throughput": {},
+        "seconds": 0.0,
+        "config": config.to_dict(),
+        "versions": versions() | {"threads": str(torch.get_num_threads())},
+        "dataset_fingerprint": dataset.fingerprint,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "process": os.getpid(),
+    }
+
+
+def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> None:
+    """Train, then measure the best weights on validation and, once, on test."""
+    trainer.fit()
+    record["metrics"]["valid"], _, _ = trainer.evaluate("valid")
+    record["metrics"]["test"], labels, logits = trainer.evaluate("test")
+    with run.replacing("predictions.parquet") as partial:
+        columns = {"label": labels.to(torch.uint8).numpy(), "probability": torch.sigmoid(logits).numpy()}
+        pq.write_table(pa.table(columns), partial)
+    _log_hparams(trainer, record)
+
+
+def _log_hparams(trainer: Trainer, record: dict[str, Any]) -> None:
+    """Tell TensorBoard what the run was. One fixed set of keys: it mixes up runs whose keys differ."""
+    config = record["config"]
+    test, valid = record["metrics"]["test"], record["metrics"]["valid"]
+    trainer.writer.add_hparams(
+        {
+            "method": record["method"], "budget": record["budget"] or "none", "kept": record["kept"],
+            "dataset": record["dataset"], "model": record["model"], "seed": record["seed"],
+            "lr": config["trainer"]["lr"], "table_lr": config["trainer"]["table_lr"],
+            "batch_size": config["trainer"]["batch_size"],
+        },
+        {f"test/{name}": value for name, value in test.items()} | {f"best/{name}": v for name, v in valid.items()},
+        run_name=".",
+    )  # fmt: skip
+    trainer.writer.add_text("table", "\n".join(f"    {name}: {value}" for name, value in config["table"].items()))
