@@ -17,13 +17,13 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
-from recemb.config import PrepareConfig, RunConfig, register_configs, to_run_config
+from recemb.config import PrepareConfig, register_configs, to_run_config
 from recemb.options import RecembError
 from recemb.tables.registry import get_table
 
@@ -196,37 +196,42 @@ def _say(sentence: str, status: int = _FAILED) -> int:
 
 
 def _in_one_sentence(error: Exception) -> str:
-    """Say an error in one sentence; what Hydra and OmegaConf say over several lines included."""
-    if isinstance(error, RecembError):
-        return str(error)
+    """Say an error in one sentence."""
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _hydra_in_one_sentence(error)
     if isinstance(error, OSError):
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         return f"{error.filename}: {reason}." if error.filename else f"{reason}."
-    cause: BaseException | None = error
-    while cause is not None:
+    return str(error)
+
+
+def _hydra_in_one_sentence(error: Exception) -> str:
+    """Say in one sentence what Hydra and OmegaConf say over several lines and causes."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for cause in chain:
         if isinstance(cause, RecembError):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
     text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown and "is not in struct" in text or unknown and "not in" in text:
-        key = unknown[1]
-        close = get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        close = get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"there is no option {key}.{hint} `recemb train --help` lists them all."
-    missing = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if missing:
-        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        known = f" Known: {', '.join(choices)}." if choices else ""
-        return f"there is no {missing[1]} {missing[2]!r}.{known}"
-    first = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = next((line for line in first if line.startswith("full_key:")), None)
-    return f"{wrong.removeprefix('full_key:').strip()}: {first[0]}" if wrong else " ".join(first[:2])
+        return f"there is no option {unknown[1]!r}.{hint} `recemb train --help` lists them."
+    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+        return f"there is no {missing[1]} {missing[2]!r}.{f' Known: {known}.' if known else ''}"
+    if text.startswith("Error merging override"):
+        why = str(chain[1]).splitlines()[0] if len(chain) > 1 else "the value does not fit"
+        return f"{text.removeprefix('Error merging override').strip()}: {why}."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: options are given as name=value, and values with spaces in quotes."
+    if text.startswith("Ambiguous value"):
+        return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: sweep with -m."
+    return " ".join(lines[:2])
 
 
 def _known_keys() -> list[str]:
     text = pages.train_help() + pages.prepare_help()
     return re.findall(r"^  ([a-z_.]+)=", text, re.MULTILINE)
-
-
-__all__ = ["RunConfig", "main"]

@@ -5,7 +5,7 @@ built from torchrec's DLRM.
 
 Differs from torchrec's: numbers come in twice, scaled through the bottom MLP and as embedded bins beside the
 categorical vectors; the vectors' first coordinates also add up to a first-order term, as in a factorization machine;
-what enters the top MLP is normalised, and vectors are dropped out. On small data these, not the tables, decide whether
+what enters the top MLP is normalised. On small data these, not the tables, decide whether
 the model beats a logistic regression.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.models.dlrm import DLRM as TorchrecDLRM
 from torchrec.models.dlrm import InteractionArch
@@ -33,13 +32,10 @@ class DLRMConfig(ModelConfig):
 
     bottom_layers: list[int] = option([64, 32], "widths of the bottom MLP; a last layer of width D follows")
     top_layers: list[int] = option([64, 32], "widths of the top MLP; a last layer of width 1 follows")
-    dense_bins: int = option(32, "quantile bins of a dense feature")
-    dropout: float = option(0.2, "share of the vectors' coordinates dropped in training")
+    dense_bins: int = option(16, "quantile bins of a dense feature")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise RecembError(f"model.dropout={self.dropout} must be at least 0 and below 1.")
         if self.dense_bins < 2:
             raise RecembError(f"model.dense_bins={self.dense_bins} is too small; it must be at least 2.")
         for name in ("bottom_layers", "top_layers"):
@@ -84,7 +80,6 @@ class DLRM(TorchrecDLRM):
         self.over_arch = nn.Sequential(
             nn.LayerNorm(interactions), _mlp(interactions, config.top_layers), nn.Linear(config.top_layers[-1], 1)
         )
-        self.dropout = config.dropout
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Predict.
@@ -101,7 +96,6 @@ class DLRM(TorchrecDLRM):
             scaled = dense_features.new_ones(len(dense_features), 1)
         vectors = torch.cat([self.sparse_arch(sparse_features), bins], dim=1)
         first_order = vectors[:, :, 0].sum(dim=1)
-        vectors = F.dropout(vectors, self.dropout, self.training)
         crossed = self.inter_arch(self.dense_arch(scaled), vectors)
         return self.over_arch(crossed).squeeze(1) + first_order
 

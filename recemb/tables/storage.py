@@ -15,7 +15,7 @@ that storage in the shape of the plain ones, so the bytes served never include t
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,7 @@ class PlainTables(nn.Module):
         pooled = []
         for index, name in enumerate(self._names):
             part = offsets[index * bags : (index + 1) * bags + 1]
-            weight = self.get_parameter(f"embedding_bags.{name}.weight")
+            weight = cast(_Bag, self.embedding_bags[name]).weight
             values = rows[part[0] : part[-1]]
             pooled.append(F.embedding_bag(values, weight, part - part[0], mode="sum", include_last_offset=True))
         return torch.cat(pooled, dim=1)

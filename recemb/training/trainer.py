@@ -28,13 +28,13 @@ class TrainerConfig:
     """Options of training."""
 
     epochs: int = option(5, "passes over the training rows at most")
-    batch_size: int = option(2048, "rows a step")
+    batch_size: int = option(1024, "rows a step")
     eval_batch_size: int = option(16384, "rows a step when evaluating")
-    lr: float = option(1e-3, "learning rate of Adam, which trains everything but the tables' rows")
+    lr: float = option(3e-3, "learning rate of Adam, which trains everything but the tables' rows")
     weight_decay: float = option(0.0, "decoupled weight decay of Adam (AdamW)")
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the tables' rows: rowwise_adagrad, adagrad or sgd")
     table_lr: float = option(0.02, "learning rate of the tables' rows")
-    table_eps: float = option(1e-8, "epsilon of the tables' Adagrad")
+    table_eps: float = option(1e-4, "epsilon of the tables' Adagrad: damps the first steps of ids seen once")
     table_weight_decay: float = option(0.0, "L2 penalty on rows a batch touches (rowwise_adagrad only)")
     schedule: str = option("linear", "learning rates over the run: linear (down to zero at the last step) or constant")
     evaluations_per_epoch: int = option(4, "evaluations on validation rows in one epoch")

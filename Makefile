@@ -1,0 +1,35 @@
+# make demo    set up, prepare the embedded data, train a small sweep, write the report
+# make test    set up if needed, run every test
+# make lint    format, lint and types
+# make setup   only the environment: .venv/bin/recemb
+PYTHON ?= python3
+DEMO ?= demo
+RECEMB = .venv/bin/recemb
+
+.PHONY: setup demo test lint format help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	@$(RECEMB) prepare dataset=synthetic dataset.rows=200000 dataset.path="$(DEMO)/data"
+	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=full budget=null,1/4,1/16 \
+		hydra.sweep.dir="$(DEMO)/runs/full" overwrite=true
+	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=frequency,hashing budget=1/4,1/16,1/64 \
+		hydra.sweep.dir="$(DEMO)/runs/compressed" overwrite=true
+	@$(RECEMB) report "$(DEMO)/runs" --out "$(DEMO)/report"
+
+test: setup
+	@.venv/bin/python -m pytest
+
+lint: setup
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+format: setup
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .

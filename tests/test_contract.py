@@ -1,0 +1,268 @@
+"""Every registered method through one suite: what any table of the family promises."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables_samples import make_batch, make_specs
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec, list_tables
+from recemb.tables.base import total_full_bytes
+from recemb.tables.registry import Method, config_from_dict, config_to_dict
+
+METHODS = list_tables()
+SHARES = [1.0, 0.25, 0.07]
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+each_share = pytest.mark.parametrize("share", SHARES)
+
+
+def fitted(method: Method, specs: list[TableSpec], share: float) -> object:
+    return method.config().fit(specs, int(total_full_bytes(specs) * share))
+
+
+def collection(method: Method, specs: list[TableSpec], share: float, **options: object):
+    return CompressedEmbeddingBagCollection(specs, fitted(method, specs, share), **options)
+
+
+def reference(tables: CompressedEmbeddingBagCollection, batch: KeyedJaggedTensor) -> np.ndarray:
+    """Bag by bag and id by id: remap one id, read its rows, combine, add up."""
+    layout = tables.method.layout
+    weights = [tables.tables.get_parameter(f"embedding_bags.{table.name}.weight") for table in layout.tables]
+    first = np.cumsum([0, *map(len, layout.lookups)])
+    columns = []
+    for index, spec in enumerate(tables.specs):
+        for feature in spec.feature_names:
+            jagged = batch[feature]
+            vectors = np.zeros((len(jagged.lengths()), layout.dims[index]))
+            for bag, ids in enumerate(jagged.to_dense()):
+                for one in ids:
+                    rows = []
+                    for position, table in enumerate(layout.lookups[index]):
+                        lookup = torch.tensor([int(first[index]) + position])
+                        rows.append(weights[table][tables.method.remap(one.view(1), lookup)])
+                    vectors[bag] += tables.method.combine(rows, index).detach().numpy()[0]
+            columns.append(vectors)
+    return np.concatenate(columns, axis=1)
+
+
+@each_method
+@each_share
+@pytest.mark.parametrize("max_length", [1, None])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_is_its_bags_one_by_one(method: Method, share: float, max_length: int | None, fused: bool):
+    specs = make_specs(max_length=max_length)
+    tables = collection(method, specs, share, optimizer=FusedOptimizer() if fused else None)
+    batch = make_batch(specs)
+    np.testing.assert_allclose(tables(batch).values().detach().numpy(), reference(tables, batch), atol=1e-6)
+
+
+@each_method
+@each_share
+def test_empty_bags_are_zero_and_an_empty_batch_is_empty(method: Method, share: float):
+    specs = make_specs()
+    tables = collection(method, specs, share)
+    keys = [spec.name for spec in specs]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    out = tables(KeyedJaggedTensor(keys=keys, values=nothing, lengths=torch.zeros(4 * 3, dtype=torch.int64)))
+    assert out.values().shape == (3, sum(tables.method.layout.dims))
+    assert not out.values().any()
+
+
+@each_method
+@each_share
+def test_predicted_bytes_are_the_bytes_held(method: Method, share: float):
+    specs = make_specs()
+    for optimizer in (None, FusedOptimizer()):
+        tables = collection(method, specs, share, optimizer=optimizer)
+        held = sum(tensor.numel() * tensor.element_size() for tensor in tables.serving_tensors().values())
+        layout = tables.method.config.layout(specs)
+        assert held == layout.serving_bytes
+        assert sum(layout.bytes_per_table(specs).values()) == layout.parts["rows"]
+        assert tables.kept == held / total_full_bytes(specs)
+
+
+@each_method
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+    dim=st.sampled_from([1, 3, 8, 16]),
+    share=st.floats(0.001, 1.5),
+    counts=st.booleans(),
+)
+def test_a_budget_is_never_exceeded_and_little_is_left(
+    method: Method, sizes: list[int], dim: int, share: float, counts: bool
+):
+    specs = [
+        TableSpec(
+            name=f"t{i}",
+            num_embeddings=size,
+            embedding_dim=dim,
+            counts=torch.arange(size, 0, -1) if counts else None,
+        )
+        for i, size in enumerate(sizes)
+    ]
+    full = total_full_bytes(specs)
+    budget = max(1, int(full * share))
+    try:
+        config = method.config().fit(specs, budget)
+    except RecembError as error:
+        # The least that the sentence names must be possible, and anything less must not.
+        least = int(str(error).split("least possible is ")[1].split(" bytes")[0].replace(",", ""))
+        assert least > budget
+        assert method.config().fit(specs, least).layout(specs).serving_bytes <= least
+        return
+    used = config.layout(specs).serving_bytes
+    assert used <= budget
+    # What stays unused is less than one step of the method's size knob: a row a table, or one column of everything.
+    step = max(full // dim, sum(dim * 4 + 16 for _ in specs))
+    assert used == full or used + 2 * step > min(budget, full)
+
+
+@each_method
+def test_the_whole_budget_keeps_the_whole_table(method: Method):
+    specs = make_specs()
+    assert collection(method, specs, 1.0).kept == 1.0
+
+
+@each_method
+@each_share
+def test_vectors_start_with_the_variance_of_a_full_row(method: Method, share: float):
+    specs = [
+        TableSpec(name=name, num_embeddings=20_000, embedding_dim=16, init_std=0.02, max_length=1) for name in "abc"
+    ]
+    tables = collection(method, specs, share)
+    out = tables(make_batch(specs, bags=20_000, empty=False))
+    entries = torch.cat([torch.unique(out[spec.name], dim=0).flatten() for spec in specs])
+    # Entries of a uniform law: the sample variance has a relative error of about sqrt(0.8 / n).
+    assert entries.var().item() == pytest.approx(0.02**2, rel=5 * (0.8 / len(entries)) ** 0.5)
+
+
+@each_method
+@each_share
+def test_gradients_reach_every_physical_table(method: Method, share: float):
+    specs = make_specs()
+    tables = collection(method, specs, share)
+    keys = [spec.name for spec in specs]
+    ids = [torch.arange(spec.num_embeddings) for spec in specs]
+    lengths = torch.tensor([len(one) for one in ids])
+    tables(KeyedJaggedTensor(keys=keys, values=torch.cat(ids), lengths=lengths)).values().sum().backward()
+    for name, parameter in tables.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@each_method
+def test_gradients_are_right_in_double_precision(method: Method):
+    specs = [TableSpec(name=name, num_embeddings=9, embedding_dim=4) for name in "ab"]
+    tables = collection(method, specs, 0.7).double()
+    batch = make_batch(specs, bags=3)
+    names = [name for name, _ in tables.named_parameters()]
+
+    def run(*weights: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(tables, dict(zip(names, weights, strict=True)), (batch,)).values()
+
+    assert torch.autograd.gradcheck(run, tuple(p.detach().requires_grad_() for p in tables.parameters()))
+
+
+@each_method
+@each_share
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_fused_rows_learn_like_plain_ones(method: Method, share: float, name: str):
+    """One step of the fused optimizer equals the textbook step on the plain gradients."""
+    specs = make_specs(max_length=1)
+    optimizer = FusedOptimizer(name, lr=0.1, eps=1e-6)
+    plain, fused = collection(method, specs, share), collection(method, specs, share, optimizer=optimizer)
+    fused.load_state_dict(plain.state_dict())
+    batch = make_batch(specs)
+    target = torch.randn_like(plain(batch).values())
+    for tables in (plain, fused):
+        ((tables(batch).values() - target) ** 2).sum().backward()
+    for (key, weight), table in zip(plain.tables.named_parameters(), plain.method.layout.tables, strict=True):
+        gradient = weight.grad
+        if name == "sgd":
+            step = gradient
+        elif name == "adagrad":
+            step = gradient / (gradient.abs() + 1e-6)
+        else:
+            # Narrow rows that share a stored row share its accumulator too: the mean square over the stored row.
+            lanes = 4 // np.gcd(table.dim, 4)
+            padded = torch.zeros(-(-table.rows // lanes) * lanes, table.dim)
+            padded[: table.rows] = gradient
+            mean = padded.view(-1, lanes * table.dim).square().mean(dim=1).repeat_interleave(lanes)[: table.rows]
+            step = gradient / (mean.sqrt().unsqueeze(1) + 1e-6)
+        expected = weight.detach() - 0.1 * step
+        torch.testing.assert_close(fused.tables.get_parameter(key).data, expected, atol=2e-5, rtol=1e-4)
+
+
+@each_method
+def test_one_seed_one_start_and_another_seed_another(method: Method):
+    specs = make_specs()
+    first, again, other = (collection(method, specs, 0.25, seed=seed) for seed in (1, 1, 2))
+    for (name, one), two, three in zip(
+        first.named_parameters(), again.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(one, two), name
+        assert not torch.equal(one, three), name
+
+
+@each_method
+def test_weights_move_by_name_between_hosts(method: Method):
+    specs = make_specs(dim=6)
+    plain = collection(method, specs, 0.4)
+    fused = collection(method, specs, 0.4, optimizer=FusedOptimizer(), seed=9)
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    fused.load_state_dict(plain.state_dict())
+    batch = make_batch(specs)
+    torch.testing.assert_close(plain(batch).values(), fused(batch).values())
+    back = collection(method, specs, 0.4, seed=5)
+    back.load_state_dict(fused.state_dict())
+    assert torch.equal(plain(batch).values(), back(batch).values())
+
+
+@each_method
+@each_share
+def test_a_config_survives_json(method: Method, share: float):
+    config = fitted(method, make_specs(), share)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@each_method
+def test_a_method_explains_itself(method: Method):
+    assert method.summary
+    assert method.table.__module__ == f"recemb.tables.{method.name}"
+    assert method.config.__doc__
+    for field in dataclasses.fields(method.config):
+        assert field.metadata["help"], field.name
+
+
+@each_method
+def test_features_may_share_a_table_and_come_in_any_order(method: Method):
+    specs = make_specs()[:2]
+    specs[1] = dataclasses.replace(specs[1], feature_names=["home", "work"])
+    tables = collection(method, specs, 0.5)
+    batch = make_batch(specs)
+    out = tables(batch)
+    assert out.keys() == ["gender", "home", "work"]
+    np.testing.assert_allclose(out.values().detach().numpy(), reference(tables, batch), atol=1e-6)
+    shuffled = tables(batch.permute([2, 0, 1]))
+    for key in out.keys():  # noqa: SIM118 - a KeyedTensor is no dict
+        torch.testing.assert_close(shuffled[key], out[key])
+
+
+@each_method
+@pytest.mark.parametrize("wrong", [-1, 307, 2**24 + 1, 2**31 + 5, 2**62])
+@pytest.mark.parametrize("max_length", [1, None])
+def test_an_id_out_of_range_is_named(method: Method, wrong: int, max_length: int | None):
+    specs = make_specs(max_length=max_length)
+    tables = collection(method, specs, 0.25)
+    batch = make_batch(specs, empty=max_length is None)
+    values = batch.values().clone()
+    values[batch.offset_per_key()[1]] = wrong
+    batch = KeyedJaggedTensor(keys=batch.keys(), values=values, lengths=batch.lengths())
+    with pytest.raises(RecembError, match=rf"feature city: id {wrong} is out of range; its table has 307 ids"):
+        tables(batch)
