@@ -9,16 +9,16 @@ import os
 # The runtime reads this once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from recemb._platform import check_platform  # noqa: E402
+from recemb._platform import check_platform
 
 check_platform()
 
-from recemb import tables as _tables  # noqa: E402, F401 - registers the methods
-from recemb.options import RecembError  # noqa: E402
-from recemb.tables.base import TableSpec  # noqa: E402
-from recemb.tables.collection import CompressedEmbeddingBagCollection  # noqa: E402
-from recemb.tables.registry import get_table, list_tables  # noqa: E402
-from recemb.tables.storage import FusedOptimizer  # noqa: E402
+from recemb import tables as _tables  # noqa: F401 - registers the methods
+from recemb.options import RecembError
+from recemb.tables.base import TableSpec
+from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.registry import get_table, list_tables
+from recemb.tables.storage import FusedOptimizer
 
 __all__ = [
     "CompressedEmbeddingBagCollection",

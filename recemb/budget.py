@@ -77,11 +77,9 @@ def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: 
 
 def format_bytes(count: int | float) -> str:
     """Write a number of bytes the way people read it: `820 B`, `1.5 MiB`."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1024:
             break
-        size /= 1024
-    else:
-        unit = "TiB"
+        size, unit = size / 1024, larger
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"

@@ -26,7 +26,7 @@ class Option(NamedTuple):
     help: str
 
 
-def option(default: Any, help: str) -> Any:  # noqa: A002 - "help" is the word the reader of a call expects
+def option(default: Any, help: str) -> Any:
     """Declare a dataclass field with its default and its one-line help.
 
     Args:

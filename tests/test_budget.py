@@ -27,7 +27,9 @@ def test_what_is_a_budget(text: object, expected: int):
     assert parse_budget(text, 1_000_000) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1/0", "0/4", "-1/4", "1.5", "12 parrots", "MiB", "0MiB", "nan", "1e400x"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "1/0", "0/4", "-1/4", "1.5", "12 parrots", "MiB", "0MiB", "nan", "1e400x"]
+)
 def test_what_is_none(text: str):
     with pytest.raises(RecembError, match="is not a budget"):
         parse_budget(text, 1_000_000)

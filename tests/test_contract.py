@@ -203,9 +203,7 @@ def test_fused_rows_learn_like_plain_ones(method: Method, share: float, name: st
 def test_one_seed_one_start_and_another_seed_another(method: Method):
     specs = make_specs()
     first, again, other = (collection(method, specs, 0.25, seed=seed) for seed in (1, 1, 2))
-    for (name, one), two, three in zip(
-        first.named_parameters(), again.parameters(), other.parameters(), strict=True
-    ):
+    for (name, one), two, three in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two), name
         assert not torch.equal(one, three), name
 

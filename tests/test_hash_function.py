@@ -37,4 +37,3 @@ def test_names_and_probes_give_independent_rows():
         assert float(((counts - 100) ** 2 / 100).sum()) < 1200  # chi-squared of 999 degrees: 1000 +- 45
         for other in range(one):
             assert abs(int((rows[one] == rows[other]).sum()) - 100) < 60
-

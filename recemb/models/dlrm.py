@@ -14,8 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchrec.models.dlrm import DLRM as TorchrecDLRM
-from torchrec.models.dlrm import InteractionArch
+from torchrec.models import dlrm as torchrec_dlrm
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.models.base import ModelConfig
@@ -47,7 +46,7 @@ class DLRMConfig(ModelConfig):
         return DLRM(tables, dense_sample, self)
 
 
-class DLRM(TorchrecDLRM):
+class DLRM(torchrec_dlrm.DLRM):
     """torchrec's DLRM with embedded numbers and a first-order term.
 
     Args:
@@ -56,13 +55,11 @@ class DLRM(TorchrecDLRM):
         config: the options.
     """
 
-    def __init__(
-        self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DLRMConfig
-    ) -> None:
+    def __init__(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DLRMConfig) -> None:
         widths = {table.embedding_dim for table in tables.embedding_bag_configs()}
         if len(widths) > 1:
             raise RecembError(
-                f"model=dlrm multiplies vectors with each other, so all tables must have one width, not {sorted(widths)}."
+                f"model=dlrm multiplies vectors with each other: all tables must have one width, not {sorted(widths)}."
             )
         (dim,) = widths
         numbers = dense_sample.shape[1]
@@ -100,7 +97,7 @@ class DLRM(TorchrecDLRM):
         return self.over_arch(crossed).squeeze(1) + first_order
 
 
-class PairwiseProducts(InteractionArch):
+class PairwiseProducts(torchrec_dlrm.InteractionArch):
     """torchrec's interaction with its upper triangle read by index_select, twice as fast on CPU, backward included."""
 
     upper: Tensor

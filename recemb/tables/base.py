@@ -54,7 +54,7 @@ class TableSpec:
                 raise RecembError(f"table {self.name}: {what} is {getattr(self, what)}; it must be at least 1.")
         if self.counts is not None and self.counts.shape != (self.num_embeddings,):
             raise RecembError(
-                f"table {self.name}: counts has shape {tuple(self.counts.shape)}, but there are {self.num_embeddings} ids."
+                f"table {self.name}: counts has shape {tuple(self.counts.shape)}, not ({self.num_embeddings},)."
             )
 
     @property

@@ -62,6 +62,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self._in_layout: Tensor
+        self._lanes: Tensor
+        self._sizes: Tensor
+        self._permutation: Tensor
         _check_names(specs)
         self.specs = list(specs)
         self.method: CompressedTable = create_table(config, specs)
@@ -219,8 +223,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
             position = int(((flat < 0) | (flat >= sizes)).nonzero()[0])
             feature = self._features[int(torch.repeat_interleave(lengths.sum(dim=1))[position])]
             raise RecembError(
-                f"feature {feature}: id {int(flat[position])} is out of range; its table has {int(sizes[position])} ids, "
-                f"0 to {int(sizes[position]) - 1}."
+                f"feature {feature}: id {int(flat[position])} is out of range; its table has "
+                f"{int(sizes[position])} ids, 0 to {int(sizes[position]) - 1}."
             )
 
 

@@ -39,13 +39,13 @@ class FusedOptimizer(NamedTuple):
         name: `rowwise_adagrad` (one accumulator a row), `adagrad` (one a weight) or `sgd`.
         lr: learning rate.
         eps: added to the root of Adagrad's accumulators.
-        weight_decay: L2 penalty on the rows that a batch touches; row-wise Adagrad only.
+
+    FBGEMM's CPU kernels take a weight decay and ignore it, so none is offered.
     """
 
     name: str = "rowwise_adagrad"
     lr: float = 0.01
     eps: float = 1e-8
-    weight_decay: float = 0.0
 
     def kwargs(self) -> dict[str, Any]:
         """Write it as arguments of FBGEMM's batched tables."""
@@ -57,9 +57,7 @@ class FusedOptimizer(NamedTuple):
         arguments: dict[str, Any] = {"optimizer": _FUSED_OPTIMIZERS[self.name], "learning_rate": self.lr}
         if self.name != "sgd":
             arguments["eps"] = self.eps
-        if self.weight_decay and self.name != "rowwise_adagrad":
-            raise RecembError(f"table optimizer {self.name} takes no weight decay; rowwise_adagrad does.")
-        return arguments | ({"weight_decay": self.weight_decay} if self.weight_decay else {})
+        return arguments
 
 
 _KERNEL_WIDTH = 4
@@ -124,7 +122,6 @@ class PlainTables(nn.Module):
             values = rows[part[0] : part[-1]]
             pooled.append(F.embedding_bag(values, weight, part - part[0], mode="sum", include_last_offset=True))
         return torch.cat(pooled, dim=1)
-
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory."""

@@ -42,7 +42,9 @@ class RunFolder:
                 "another hydra.run.dir or pass overwrite=true."
             )
         if earlier.get("status") == "running" and _is_alive(earlier.get("process")):
-            raise RecembError(f"process {earlier['process']} is still training in {path}; choose another hydra.run.dir.")
+            raise RecembError(
+                f"process {earlier['process']} is still training in {path}; choose another hydra.run.dir."
+            )
         for name in _OURS:
             shutil.rmtree(path / name, ignore_errors=True)
             (path / name).unlink(missing_ok=True)

@@ -186,7 +186,7 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is what libraries draw from
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 

@@ -35,7 +35,6 @@ class TrainerConfig:
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the tables' rows: rowwise_adagrad, adagrad or sgd")
     table_lr: float = option(0.02, "learning rate of the tables' rows")
     table_eps: float = option(1e-4, "epsilon of the tables' Adagrad: damps the first steps of ids seen once")
-    table_weight_decay: float = option(0.0, "L2 penalty on rows a batch touches (rowwise_adagrad only)")
     schedule: str = option("linear", "learning rates over the run: linear (down to zero at the last step) or constant")
     evaluations_per_epoch: int = option(4, "evaluations on validation rows in one epoch")
     patience: int = option(3, "evaluations without a better result after which training stops")
@@ -49,9 +48,8 @@ class TrainerConfig:
         for name in ("lr", "table_lr", "table_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RecembError(f"trainer.{name}={getattr(self, name)} must be a positive number.")
-        for name in ("weight_decay", "table_weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RecembError(f"trainer.{name}={getattr(self, name)} must be zero or a positive number.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RecembError(f"trainer.weight_decay={self.weight_decay} must be zero or a positive number.")
         if self.monitor not in ("logloss", "auc"):
             raise RecembError(f"trainer.monitor={self.monitor} is not known; choose logloss or auc.")
         if self.schedule not in ("linear", "constant"):
@@ -62,7 +60,7 @@ class TrainerConfig:
 
     def fused_optimizer(self) -> FusedOptimizer:
         """The optimizer of the tables' rows."""
-        return FusedOptimizer(self.table_optimizer, self.table_lr, self.table_eps, self.table_weight_decay)
+        return FusedOptimizer(self.table_optimizer, self.table_lr, self.table_eps)
 
     def torch_device(self) -> torch.device:
         """The device that `device` stands for on this machine."""

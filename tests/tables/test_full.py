@@ -17,9 +17,7 @@ def test_it_is_an_embedding_bag():
     for spec in specs:
         weight = tables.state_dict()[f"tables.embedding_bags.{spec.name}.weight"]
         ids, offsets = batch[spec.name].values(), batch[spec.name].offsets()
-        expected = torch.nn.functional.embedding_bag(
-            ids, weight, offsets, mode="sum", include_last_offset=True
-        )
+        expected = torch.nn.functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
         torch.testing.assert_close(out[spec.name], expected)
 
 

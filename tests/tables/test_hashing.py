@@ -46,7 +46,9 @@ def test_the_share_of_ids_with_a_row_of_their_own_is_what_chance_gives():
 def test_a_table_more_or_less_moves_nobody_elses_rows():
     specs = make_specs()
     ids = torch.arange(307)
-    alone = CompressedEmbeddingBagCollection(specs[1:2], HashingConfig(rows=50)).method.remap(ids, torch.zeros_like(ids))
+    alone = CompressedEmbeddingBagCollection(specs[1:2], HashingConfig(rows=50)).method.remap(
+        ids, torch.zeros_like(ids)
+    )
     config = HashingConfig(rows=50 * 6508 // 307 + 1)
     beside = CompressedEmbeddingBagCollection(specs, config).method.remap(ids, torch.ones_like(ids))
     assert torch.equal(alone, beside)
