@@ -57,9 +57,8 @@ def main() -> None:
             rows, labels = splits[split]
             scores[split] = binary_metrics(torch.from_numpy(model.decision_function(rows)), torch.from_numpy(labels))
         results.append((scores["valid"]["logloss"], inverse_penalty, scores))
-        print(
-            f"C={inverse_penalty}: validation AUC {scores['valid']['auc']:.4f} logloss {scores['valid']['logloss']:.4f}"
-        )
+        valid = scores["valid"]
+        print(f"C={inverse_penalty}: validation AUC {valid['auc']:.4f} logloss {valid['logloss']:.4f}")
     _, chosen, scores = min(results)
     print(
         f"chosen on validation, C={chosen}: validation AUC {scores['valid']['auc']:.4f} logloss "

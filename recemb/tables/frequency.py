@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,10 +72,7 @@ def most_frequent(specs: Sequence[TableSpec], keep: int) -> list[int]:
     def seen_at_least(count: int) -> list[int]:
         if not counts:  # without counts the rank is all that is known: rank r stands for count -r
             return [min(size, -count) for size in sizes]
-        return [
-            bisect.bisect_right(range(size), -count, key=lambda rank, seen=seen: -seen[rank])
-            for size, seen in zip(sizes, counts, strict=True)
-        ]
+        return [_seen_at_least(count, seen) for seen in counts]
 
     low = 0 if counts else -max(sizes)
     high = 1 + max((int(seen[0]) for seen in counts if len(seen)), default=0)
@@ -97,6 +95,11 @@ def most_frequent(specs: Sequence[TableSpec], keep: int) -> list[int]:
         left -= taken
         tied[index] = 0
     return kept
+
+
+def _seen_at_least(count: int, descending: np.ndarray) -> int:
+    """How many of these descending counts are at least `count`; bisects in place, the counts of a table being many."""
+    return bisect.bisect_right(range(len(descending)), -count, key=lambda rank: -int(descending[rank]))
 
 
 @register("frequency", FrequencyConfig, summary="the most frequent ids keep their rows, all others share one row")
