@@ -1,7 +1,6 @@
 """What every test needs: the samples beside the tests, and one thread, since test processes share few cores."""
 
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -9,8 +8,3 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(1)
-with warnings.catch_warnings():
-    # Importing these warns about their own dependencies.
-    warnings.simplefilter("ignore")
-    import torch.utils.tensorboard
-    import torchrec  # noqa: F401

@@ -62,7 +62,8 @@ def main() -> None:
     _, chosen, scores = min(results)
     print(
         f"chosen on validation, C={chosen}: validation AUC {scores['valid']['auc']:.4f} logloss "
-        f"{scores['valid']['logloss']:.4f}; test AUC {scores['test']['auc']:.4f} logloss {scores['test']['logloss']:.4f}"
+        f"{scores['valid']['logloss']:.4f}; test AUC {scores['test']['auc']:.4f} logloss "
+        f"{scores['test']['logloss']:.4f}"
     )
 
 

@@ -13,7 +13,7 @@ class DenseEncoder(nn.Module):
 
     Args:
         sample: (n, K) float32 of training rows, NaN = missing; n at most 16 million, as torch.quantile takes.
-        bins: at most this many bins a feature; values that make up a bin's worth of the rows get a bin of their own.
+        bins: at most this many bins a feature; cuts that coincide, as with many equal values, count once.
         dim: width of the bins' vectors.
         init_std: standard deviation of their entries before training.
     """

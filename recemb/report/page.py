@@ -1,0 +1,117 @@
+"""Fills the template of the report: one HTML file that opens anywhere, offline and without a server."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from recemb.report import words
+from recemb.report.charts import svg_chart, svg_mark
+from recemb.report.grouping import Point, Section
+from recemb.report.records import LeftOut
+from recemb.report.styles import NARROW, WIDE, Style
+
+_HERE = Path(__file__).parent
+_MOST_PARTS = 6  # columns of parts in the table; the smallest share one column beyond that
+DEFAULT_TITLE = "Embedding tables: quality against bytes"
+
+
+def render_page(
+    sections: Sequence[Section], left_out: Sequence[LeftOut], styles: Mapping[str, Style], title: str | None = None
+) -> str:
+    """Write the page.
+
+    Args:
+        sections: what to compare, see `grouping.group`.
+        left_out: runs that are in no chart, with reasons.
+        styles: look of every series.
+        title: heading of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals["words"] = words
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
+        title=title or DEFAULT_TITLE,
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # With its hash in the page's own policy, no other script can run, whatever a record may have smuggled in.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        overview=words.overview(sections, left_out),
+        sections=[_section(section, styles) for section in sections],
+        left_out=left_out,
+    )
+
+
+def _section(section: Section, styles: Mapping[str, Style]) -> dict[str, Any]:
+    parts = _part_columns(section)
+    return {
+        "section": section,
+        "facts": _facts(section),
+        "findings": words.findings(section),
+        "charts": {
+            metric: [(layout.name, Markup(svg_chart(section, metric, layout, styles))) for layout in (WIDE, NARROW)]
+            for metric in ("auc", "logloss")
+        },
+        "parts": parts,
+        "rows": [_row(section, point, parts, styles[point.series]) for point in section.points],
+    }
+
+
+def _row(section: Section, point: Point, parts: Sequence[str], style: Style) -> dict[str, Any]:
+    held = point.mean_bytes("parts")
+    named = {name: held.pop(name, None) for name in parts if name != OTHER}
+    speeds = [run.rows_per_second for run in point.runs if run.rows_per_second is not None]
+    return {
+        "point": point,
+        "mark": Markup(svg_mark(style)),
+        "parts": [named[name] if name != OTHER else sum(held.values()) or None for name in parts],
+        "all_parts": point.mean_bytes("parts"),
+        "per_table": point.mean_bytes("per_table"),
+        "other_bytes": point.mean_bytes("other_bytes"),
+        "auc_to_full": section.to_full(point, "auc"),
+        "logloss_to_full": section.to_full(point, "logloss"),
+        "fronts": [
+            name for name, metric in (("AUC", "auc"), ("logloss", "logloss")) if point.anchor in section.front(metric)
+        ],
+        "speed": sum(speeds) / len(speeds) if speeds else None,
+    }
+
+
+OTHER = "other parts"
+
+
+def _part_columns(section: Section) -> list[str]:
+    totals: dict[str, int] = {}
+    for point in section.points:
+        for name, size in point.mean_bytes("parts").items():
+            totals[name] = totals.get(name, 0) + size
+    names = sorted(totals, key=lambda name: (-totals[name], name))
+    return names if len(names) <= _MOST_PARTS else [*names[: _MOST_PARTS - 1], OTHER]
+
+
+def _facts(section: Section) -> list[tuple[str, str]]:
+    run = section.first
+    sizes = {run.bytes_full for point in section.points for run in point.runs if run.bytes_full}
+    shared = "none"
+    if run.min_count is None:
+        shared = "unknown"
+    elif run.min_count > 1:
+        shared = f"seen fewer than {run.min_count} times in training"
+    return [
+        ("Data", run.dataset),
+        ("Backbone", run.model),
+        ("Protocol", run.protocol or "unknown"),
+        ("Values that share one id", shared),
+        ("Full tables", " or ".join(words.human_bytes(size) for size in sorted(sizes)) or "unknown"),
+        ("Fingerprint of the data", run.fingerprint or "unknown"),
+    ]

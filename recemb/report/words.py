@@ -1,0 +1,137 @@
+"""Numbers as people read them, and the sentences that open a report."""
+
+from collections.abc import Sequence
+
+from recemb.report.grouping import FULL, Point, Section
+from recemb.report.records import LeftOut
+from recemb.report.statistics import Difference, Spread, auc_standard_error
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+NONE = "–"
+
+
+def human_bytes(size: float) -> str:
+    """Write a size with three significant digits.
+
+    Example:
+        >>> human_bytes(262144), human_bytes(1_700_000)
+        ('256 KiB', '1.62 MiB')
+    """
+    unit = 0
+    while size >= 1023.5 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    decimals = 0 if size >= 99.95 or unit == 0 else 1 if size >= 9.995 else 2
+    number = f"{size:,.{decimals}f}"
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {_UNITS[unit]}"
+
+
+def times_smaller(kept: float | None) -> str:
+    """Write a kept share as "16.0x smaller"."""
+    if not kept:
+        return NONE
+    times = 1 / kept
+    return f"{times:,.1f}x" if times < 999.95 else f"{times:,.0f}x"
+
+
+def kept_share(kept: float | None) -> str:
+    """Write a kept share: "0.0625"."""
+    return NONE if kept is None else f"{kept:.4f}" if kept >= 0.001 else f"{kept:.2g}"
+
+
+def score(value: float | None) -> str:
+    """Write an AUC or a logloss: "0.7891"."""
+    return NONE if value is None else f"{value:.4f}"
+
+
+def with_spread(value: Spread) -> str:
+    """Write "0.7891 ± 0.0005", or the number alone for one seed."""
+    return score(value.mean) if value.std is None else f"{score(value.mean)} ± {_deviation(value.std)}"
+
+
+def with_sign(value: Difference | None) -> str:
+    """Write a difference: "−0.0012 ± 0.0003"."""
+    if value is None:
+        return NONE
+    rounded = round(value.mean, 4)
+    sign = "−" if rounded < 0 else "+" if rounded > 0 else ""
+    return f"{sign}{abs(rounded):.4f}" + ("" if value.std is None else f" ± {_deviation(value.std)}")
+
+
+def _deviation(std: float) -> str:
+    return "<0.0001" if 0 < std < 0.00005 else f"{std:.4f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write "1 run", "1,200 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def overview(sections: Sequence[Section], left_out: Sequence[LeftOut]) -> str:
+    """Say in one sentence what the report is made of."""
+    points = [point for section in sections for point in section.points]
+    runs = sum(len(point.runs) for point in points)
+    methods = len({point.runs[0].method for point in points})
+    comparisons = "one data set and backbone"
+    if len(sections) > 1:
+        comparisons = f"{len(sections)} pairings of data set and backbone, which are not compared with each other"
+    sentence = f"{plural(runs, 'completed run')} of {plural(methods, 'method')} on {comparisons}"
+    if left_out:
+        sentence += f"; {plural(len(left_out), 'more run')} {'is' if len(left_out) == 1 else 'are'} not in the charts"
+    return f"{sentence}."
+
+
+def findings(section: Section) -> list[str]:
+    """Say in sentences what a section shows: the best point, what comes free, and how fine the test set can tell."""
+    best = max(section.points, key=lambda point: (point.auc.mean, -point.bytes_serving.mean))
+    lines = [f"Best mean test AUC: {_named(best)}."]
+    lines += [_nearly_free(section), _resolution(section, section.full or best)]
+    if section.ceiling:
+        lines.append(
+            f"The best reachable on these test rows is AUC {score(section.ceiling.auc)} "
+            f"and logloss {score(section.ceiling.logloss)}."
+        )
+    return [line for line in lines if line]
+
+
+def seeds(value: Spread) -> str:
+    """Write over how many seeds a mean was taken."""
+    return "one seed" if value.n == 1 else f"{value.n} seeds"
+
+
+def _named(point: Point) -> str:
+    size = human_bytes(point.bytes_serving.mean)
+    if point.method != FULL and point.kept:
+        size += f", kept {kept_share(point.kept)}, {times_smaller(point.kept)} smaller"
+    name = "the full table" if point.series == FULL else point.label
+    return f"{name} with {with_spread(point.auc)} over {seeds(point.auc)} ({size})"
+
+
+def _nearly_free(section: Section) -> str:
+    full = section.full
+    if full is None:
+        return "There is no run of the full table, so no difference to it can be shown."
+    if full.auc.std is None:
+        return "The full table has one seed only, so its noise is unknown and no table can be called as good as it."
+    floor = full.auc.mean - full.auc.std
+    within = [p for p in section.points if p.method != FULL and p.auc.mean >= floor]
+    band = f"the full table's noise (AUC {with_spread(full.auc)} over {seeds(full.auc)})"
+    if not within:
+        return f"No smaller table is within {band}."
+    smallest = min(within, key=lambda point: (point.bytes_serving.mean, -point.auc.mean))
+    return f"Smallest table within {band}: {_named(smallest)}."
+
+
+def _resolution(section: Section, point: Point) -> str:
+    run = section.first
+    rows = run.rows.get("test")
+    rate = next((r.positive_rate for p in section.points for r in p.runs if r.positive_rate is not None), None)
+    if not rows or rate is None or not 0 <= rate <= 1:
+        return ""
+    positives = round(rows * rate)
+    error = auc_standard_error(point.auc.mean, positives, rows - positives)
+    if error is None:
+        return ""
+    return (
+        f"With {rows:,} test rows ({rate:.1%} positive) the standard error of one AUC is {error:.2g}: "
+        "smaller differences need paired tests."
+    )

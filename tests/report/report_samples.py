@@ -1,0 +1,85 @@
+"""Run records made for the tests, shaped as `recemb train` writes them."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+FULL_BYTES = 128 * 2**20
+TABLES = [f"C{i}" for i in range(1, 27)]
+COST = {"full": 0.0045, "frequency": 0.0016, "hashing": 0.0042}  # AUC lost for every halving of the bytes
+
+
+def record(method: str = "hashing", share: float = 0.25, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """Make the record of one completed run that keeps `share` of the bytes; `changes` replace top-level keys."""
+    noise = random.Random(f"{method!a} {share} {seed}")
+    shared = random.Random(seed).gauss(0, 0.0006)  # what a seed does to every method alike
+    halvings = -math.log2(share)
+    auc = 0.7890 - COST.get(method, 0.0028) * halvings**1.15 + shared + noise.gauss(0, 0.0003)
+    logloss = 0.4580 + (0.7890 - auc) * 0.9 + noise.gauss(0, 0.0002)
+    serving = int(FULL_BYTES * share)
+    constants = 0 if method == "full" else 4096
+    budget = None if share == 1 else f"1/{round(1 / share)}"
+    command = f"recemb train dataset=criteo model=dlrm table={method} seed={seed}"
+    made = {
+        "schema": 1,
+        "status": "completed",
+        "error": None,
+        "method": method,
+        "dataset": "criteo",
+        "model": "dlrm",
+        "seed": seed,
+        "budget": budget,
+        "kept": share,
+        "command": f"{command} budget={budget}" if budget else command,
+        "bytes": {
+            "tables_full": FULL_BYTES,
+            "tables_serving": serving,
+            "tables_training": serving,
+            "optimizer": serving // 16,
+            "dense": 1_234_567,
+            "parts": {"rows": serving - constants} | ({"constants": constants} if constants else {}),
+            "per_table": {name: serving // len(TABLES) for name in TABLES},
+        },
+        "metrics": {
+            "valid": {"auc": auc + 0.001, "logloss": logloss - 0.001, "ne": 0.801},
+            "test": {"auc": auc, "logloss": logloss, "ne": 0.803},
+        },
+        "data": {
+            "protocol": "last_day",
+            "min_count": 2,
+            "rows": {"train": 100_000, "valid": 10_000, "test": 7_801},
+            "positive_rate": {"train": 0.2560, "valid": 0.2551, "test": 0.2549},
+            "ceiling": None,
+        },
+        "training": {"epochs": 1.0, "best_step": 700, "steps": 782, "stopped": "epochs"},
+        "throughput": {"train_rows_per_second": 41_000.0 + 500 * seed},
+        "seconds": 31.5,
+        "config": {"seed": seed, "budget": budget, "table": {"name": method}, "trainer": {"learning_rate": 0.1}},
+        "versions": {"torch": "2.13.0+cpu"},
+        "dataset_fingerprint": "8f14e45fceea167a",
+        "started": f"2025-03-01T10:{seed:02d}:00+00:00",
+    }
+    return made | changes
+
+
+def write(folder: Path, content: dict[str, Any] | str | bytes) -> Path:
+    """Write a record, or whatever stands in its place, as the `run.json` of a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    (folder / "run.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def baselines(folder: Path, seeds: int = 3, **changes: Any) -> Path:
+    """Write the four baselines over several seeds."""
+    shares = {"full": (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16), "frequency": (1 / 4, 1 / 16, 1 / 64)}
+    shares["hashing"] = shares["frequency"]
+    for method, kept in shares.items():
+        for share in kept:
+            for seed in range(seeds):
+                name = f"{method}-{round(1 / share)}-seed{seed}"
+                write(folder / name, record(method, share, seed, **changes))
+    return folder

@@ -1,0 +1,60 @@
+"""What the README says is true: its table is fresh, its example runs, its new method works by adding one file."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_methods_is_fresh():
+    done = python("tools/update_readme.py", "--check", cwd=ROOT)
+    assert done.returncode == 0, f"run tools/update_readme.py {done.stderr}"
+
+
+def test_the_library_example_runs_and_prints_what_it_says(tmp_path: Path):
+    done = python("-W", "ignore", "-c", blocks()[0], cwd=tmp_path)
+    assert done.stdout.strip() == re.search(r"# (torch\.Size.*)", blocks()[0])[1], done.stderr[-2000:]
+
+
+def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
+    """The section's one file and one line, in a copy of the project."""
+    for name in ("recemb", "conf", "tests", "pyproject.toml"):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__")
+        (shutil.copytree(source, tmp_path / name, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path))
+    # In a checkout recemb.conf is conf/; the copy has no installation to say so.
+    shutil.copytree(tmp_path / "conf", tmp_path / "recemb" / "conf")
+    (tmp_path / "recemb" / "tables" / "modulo.py").write_text(blocks()[1], encoding="utf-8")
+    init = tmp_path / "recemb" / "tables" / "__init__.py"
+    init.write_text(init.read_text().replace("    hashing,\n", "    hashing,\n    modulo,\n"))
+    here = {"PYTHONPATH": str(tmp_path)}
+    contract = python("-m", "pytest", "-q", "tests/test_contract.py", "-k", "modulo", cwd=tmp_path, **here)
+    assert contract.returncode == 0, contract.stdout[-3000:]
+    assert "passed" in contract.stdout
+    where = python("-c", "import recemb.tables.modulo as h; print(h.__file__)", cwd=tmp_path, **here)
+    assert where.stdout.strip() == str(tmp_path / "recemb" / "tables" / "modulo.py")
+    trained = python(
+        "-m", "recemb", "train", "table=modulo", "budget=1/4", "dataset.rows=20000", "trainer.epochs=1", cwd=tmp_path, **here
+    )
+    assert "modulo: test AUC" in trained.stdout, trained.stderr[-2000:]
+
+
+def test_the_python_commands_it_shows_exist():
+    shown = set(re.findall(r"^recemb (\w+)", README, re.MULTILINE))
+    assert shown == {"prepare", "train", "report"}
