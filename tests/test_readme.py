@@ -44,13 +44,21 @@ def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
     init = tmp_path / "recemb" / "tables" / "__init__.py"
     init.write_text(init.read_text().replace("    hashing,\n", "    hashing,\n    modulo,\n"))
     here = {"PYTHONPATH": str(tmp_path)}
-    contract = python("-m", "pytest", "-q", "tests/test_contract.py", "-k", "modulo", cwd=tmp_path, **here)
+    contract = python("-m", "pytest", "tests/test_contract.py", "-k", "modulo", cwd=tmp_path, **here)
     assert contract.returncode == 0, contract.stdout[-3000:]
     assert "passed" in contract.stdout
     where = python("-c", "import recemb.tables.modulo as h; print(h.__file__)", cwd=tmp_path, **here)
     assert where.stdout.strip() == str(tmp_path / "recemb" / "tables" / "modulo.py")
     trained = python(
-        "-m", "recemb", "train", "table=modulo", "budget=1/4", "dataset.rows=20000", "trainer.epochs=1", cwd=tmp_path, **here
+        "-m",
+        "recemb",
+        "train",
+        "table=modulo",
+        "budget=1/4",
+        "dataset.rows=20000",
+        "trainer.epochs=1",
+        cwd=tmp_path,
+        **here,
     )
     assert "modulo: test AUC" in trained.stdout, trained.stderr[-2000:]
 

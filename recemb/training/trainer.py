@@ -200,7 +200,8 @@ class Trainer:
             if not math.isfinite(loss):
                 raise RecembError(self._where_it_broke(step, loss))
         mean = sum(losses) / len(losses)
-        bar.set_postfix_str(f"loss {mean:.4f}" + (f", best {self._best_in_words()}" if self.progress.best else ""))
+        best = f", best {self._best_in_words()}" if self.progress.best else ""
+        bar.set_postfix_str(f"loss {mean:.4f}{best}", refresh=False)
         self.writer.add_scalar("train/loss", mean, self.progress.steps)
         self.writer.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.progress.steps)
 

@@ -1,0 +1,269 @@
+"""The command line as people and machines use it: what it prints, what it leaves, how it fails."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from recemb import list_tables
+from recemb.cli import main
+from recemb.config import GROUPS
+from recemb.options import options_of
+from recemb.training.metrics import binary_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["trainer.batch_size=256", "trainer.epochs=1", "trainer.evaluations_per_epoch=2"]
+
+
+def recemb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "recemb", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set, in a path with a space."""
+    folder = tmp_path_factory.mktemp("with space") / "data"
+    done = recemb("prepare", "dataset=synthetic", "dataset.rows=6000", f"dataset.path={folder}", cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert "5,142 training, 429 validation and 429 test rows" in done.stdout
+    assert "best reachable on test" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    """One finished run."""
+    folder = data.parent / "a run"
+    done = recemb(
+        "train",
+        "table=hashing",
+        "budget=1/4",
+        f"dataset.path={data}",
+        f"hydra.run.dir={folder}",
+        *SMALL,
+        cwd=data.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hashing: test AUC" in done.stdout
+    return folder
+
+
+def test_help_names_every_method_and_every_option(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    for method in list_tables():
+        assert f"table={method.name} " in said
+    for group, nodes in GROUPS.items():
+        for node in nodes.values():
+            for option in options_of(node):
+                assert f"  {group}.{option.name}=" in said
+                assert option.help
+    assert main(["prepare", "--help"]) == 0
+    assert "on_bad_rows=error" in capsys.readouterr().out
+
+
+def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
+    assert main(["tables"]) == 0
+    said = capsys.readouterr().out
+    assert all(method.summary in said for method in list_tables())
+    assert main(["tables", "hashing"]) == 0
+    said = capsys.readouterr().out
+    assert "table.threshold=200" in said
+    assert "Weinberger" in said
+    assert main(["tables", "hashign"]) == 2
+    assert "Did you mean hashing?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "Did you mean train?"),
+        (["train", "tabel=hashing"], "there is no option 'tabel'. Did you mean table?"),
+        (["train", "trainer.lrr=1"], "there is no option 'trainer.lrr'. Did you mean trainer.lr?"),
+        (["train", "table.rows=3"], "there is no option 'table.rows'"),
+        (["train", "table=hashin"], "there is no table 'hashin'. Known: frequency, full, hashing."),
+        (["train", "dataset=nope"], "there is no dataset 'nope'. Known: criteo, synthetic."),
+        (["train", "trainer.lr=abc"], "trainer.lr=abc: Value 'abc'"),
+        (["train", "seed=1.5"], "seed=1.5: Value '1.5'"),
+        (["train", "trainer.lr=-1"], "trainer.lr=-1.0 must be a positive number."),
+        (["train", "trainer.table_optimizer=adam"], "there is no table optimizer 'adam'. Known: rowwise_adagrad"),
+        (["train", "budget=2/0"], "budget=2/0 is not a budget"),
+        (["train", "budget=lots"], "budget=lots is not a budget"),
+        (["train", "table=full,hashing"], "has several values: sweep with -m"),
+        (["train", "a b"], "options are given as name=value"),
+        (["train", "dataset=criteo", "dataset.path=no/such"], "There is no prepared data set at no/such"),
+        (["prepare", "on_bad_rows=maybe"], "on_bad_rows=maybe is not known; choose error or skip."),
+        (["prepare", "dataset=criteo", "dataset.source=no/such.txt"], "no/such.txt"),
+        (["report", "no/such"], "no/such"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert error.startswith("recemb: ")
+    assert "\n" not in error
+
+
+def test_an_impossible_budget_fails_before_training(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    folder = tmp_path / "run"
+    budget = ["table=hashing", "budget=1KiB"]
+    assert main(["train", *budget, f"dataset.path={data}", f"hydra.run.dir={folder}"]) == 2
+    assert "the least possible is" in capsys.readouterr().err
+    assert not (folder / "run.json").exists()
+
+
+def test_an_option_the_data_was_not_prepared_with_is_refused(
+    data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    asked = ["dataset.rows=7000", f"dataset.path={data}", f"hydra.run.dir={tmp_path}"]
+    assert main(["train", *asked]) == 2
+    assert "dataset.rows=7000 was asked for" in capsys.readouterr().err
+
+
+def test_a_run_leaves_a_whole_and_true_record(run: Path, data: Path):
+    record = record_of(run)
+    assert record["status"] == "completed"
+    assert record["error"] is None
+    assert (record["method"], record["dataset"], record["model"], record["budget"]) == (
+        "hashing",
+        "synthetic",
+        "dlrm",
+        "1/4",
+    )
+    assert 0.2 < record["kept"] <= 0.25
+    sizes = record["bytes"]
+    assert sizes["tables_serving"] == sum(sizes["parts"].values()) <= sizes["tables_full"] / 4
+    assert sum(sizes["per_table"].values()) == sizes["parts"]["rows"]
+    assert sizes["optimizer"] > 0
+    assert sizes["dense"] > 0
+    assert record["training"]["steps"] == -(-record["data"]["rows"]["train"] // 256)
+    assert record["config"]["table"]["rows"] > 0
+    assert record["data"]["ceiling"]["test"]["auc"] > record["metrics"]["test"]["auc"] > 0.5
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    probability = torch.tensor(predictions["probability"].to_numpy(), dtype=torch.float64)
+    again = binary_metrics(torch.logit(probability), torch.tensor(predictions["label"].to_numpy()))
+    assert again["logloss"] == pytest.approx(record["metrics"]["test"]["logloss"], abs=1e-5)
+    assert again["auc"] == pytest.approx(record["metrics"]["test"]["auc"], abs=1e-4)
+    assert (run / "config.yaml").exists()
+    assert list(run.glob("events.out.tfevents.*"))
+    assert (run / "checkpoint").is_dir()
+    assert not list(run.glob(".*partial*"))
+
+
+def test_the_command_in_the_record_repeats_the_run(run: Path, data: Path):
+    command = shlex.split(record_of(run)["command"])
+    again = run.parent / "again"
+    arguments = [a for a in command[1:] if not a.startswith("hydra.run.dir")] + [f"hydra.run.dir={again}"]
+    done = recemb(*arguments, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert record_of(again)["metrics"] == record_of(run)["metrics"]
+
+
+def test_a_finished_run_is_not_overwritten_unasked(run: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    before = (run / "run.json").read_bytes()
+    same = ["train", f"dataset.path={data}", f"hydra.run.dir={run}", *SMALL]
+    assert main(same) == 2
+    assert "already holds a completed run" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_overwrite_replaces_it_whole(data: Path, tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"status": "completed"}')
+    assert main(["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}", "overwrite=true", *SMALL]) == 0
+    assert record_of(tmp_path)["status"] == "completed"
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) >= 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    broken = ["trainer.lr=1e30", f"dataset.path={data}", f"hydra.run.dir={tmp_path}", *SMALL]
+    assert main(["train", *broken]) == 2
+    error = capsys.readouterr().err
+    record = record_of(tmp_path)
+    assert record["status"] == "failed"
+    for text in (error, record["error"]):
+        assert "the loss became" in text
+        assert "at step" in text
+        assert "trainer.lr" in text
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path, stop: signal.Signals):
+    command = [sys.executable, "-m", "recemb", "train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, "trainer.epochs=1000", "trainer.patience=100000", "trainer.batch_size=64"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert record_of(tmp_path)["status"] == "running"
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error[-2000:]
+    record = record_of(tmp_path)
+    assert record["status"] == "interrupted"
+    assert record["training"]["steps"] > 0
+    assert record["throughput"]["train_rows_per_second"] > 0
+    assert "Traceback" not in error
+
+
+def test_a_sweep_goes_on_past_a_job_that_fails_and_reports(data: Path, tmp_path: Path):
+    done = recemb(
+        "train", "-m", "table=full,frequency", "budget=1/64,1/4", f"dataset.path={data}", "hydra.sweep.dir=runs", *SMALL,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "[4/4] table=frequency budget=1/4" in done.stderr
+    assert "least possible" in done.stderr
+    assert done.stdout.count("test AUC") == 3
+    reported = recemb("report", "runs", "--out", "a report", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    results = pd.read_csv(tmp_path / "a report" / "results.csv")
+    assert sorted(results["method"]) == ["frequency", "frequency", "full"]
+    page = (tmp_path / "a report" / "report.html").read_text()
+    assert "frequency" in page
+    assert "recemb train" in page
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    assert main(["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}/file/run"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "file" in error
+    assert "\n" not in error
+
+
+def test_one_seed_gives_one_set_of_numbers(data: Path, tmp_path: Path):
+    found = []
+    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+        folder = tmp_path / name
+        arguments = [f"seed={seed}", "table=frequency", "budget=1/8", f"dataset.path={data}"]
+        assert main(["train", *arguments, f"hydra.run.dir={folder}", *SMALL]) == 0
+        found.append(record_of(folder)["metrics"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_it_runs_without_a_home_or_a_writable_place_for_caches(data: Path, tmp_path: Path):
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    command = [sys.executable, "-m", "recemb", "train", f"dataset.path={data}", "hydra.run.dir=run", *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
