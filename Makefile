@@ -15,7 +15,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	@$(RECEMB) prepare dataset=synthetic dataset.rows=200000 dataset.path="$(DEMO)/data"
+	@$(RECEMB) prepare dataset=synthetic dataset.rows=120000 dataset.path="$(DEMO)/data"
 	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=full budget=null,1/4,1/16 \
 		hydra.sweep.dir="$(DEMO)/runs/full" overwrite=true
 	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=frequency,hashing budget=1/4,1/16,1/64 \

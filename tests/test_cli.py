@@ -228,8 +228,8 @@ def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path,
 
 def test_a_sweep_goes_on_past_a_job_that_fails_and_reports(data: Path, tmp_path: Path):
     done = recemb(
-        "train", "-m", "table=full,frequency", "budget=1/64,1/4", f"dataset.path={data}", "hydra.sweep.dir=runs", *SMALL,
-        cwd=tmp_path,
+        "train", "-m", "table=full,frequency", "budget=1/64,1/4", f"dataset.path={data}",
+        "hydra.sweep.dir=runs", *SMALL, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
     assert "[4/4] table=frequency budget=1/4" in done.stderr
