@@ -1,0 +1,106 @@
+"""What a data set hands to preparation: a config with the common options, and a source of raw rows.
+
+A new data set is one file: a config class that derives from `DatasetConfig` and a `RowSource` its `open` returns. The
+writer knows nothing beyond these two.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from recemb.datasets.splits import PROTOCOLS
+from recemb.options import RecembError, option
+
+BAD_ROW_POLICIES = ("error", "skip")
+
+
+class RawChunk(NamedTuple):
+    """Some consecutive rows as a source reads them; F categorical and K dense features, n rows.
+
+    Attributes:
+        labels: (n,) uint8, 0 or 1.
+        dense: K arrays (n,) float32, already transformed; NaN = missing.
+        tokens: F arrays (n,) uint32; what is under a missing value does not matter.
+        missing: F arrays (n,) bool, or None where no row of this chunk misses the feature.
+        position: how much of the source is read once this chunk is, in the source's unit.
+        probability: (n,) float64, the true probability of a 1 where the source knows it.
+    """
+
+    labels: np.ndarray
+    dense: list[np.ndarray]
+    tokens: list[np.ndarray]
+    missing: list[np.ndarray | None]
+    position: int
+    probability: np.ndarray | None = None
+
+
+class RowSource(ABC):
+    """Raw rows in a fixed order, read once from front to back.
+
+    Attributes:
+        dense_names: the K dense features.
+        categorical_names: the F categorical features.
+        files: name, size in bytes and modification time in ns of every file, empty for generated rows.
+        total: the length of the source in `unit`, for progress.
+        unit: "B" or "row".
+        knows_probability: every chunk carries the true probability.
+        skipped: rows left out so far, by reason.
+    """
+
+    dense_names: tuple[str, ...]
+    categorical_names: tuple[str, ...]
+    files: list[dict[str, Any]]
+    total: int
+    unit: str
+    knows_probability: bool = False
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    @abstractmethod
+    def chunks(self, pool: ThreadPoolExecutor) -> Iterator[RawChunk]:
+        """Yield all rows in order, doing the heavy work on the threads of `pool`."""
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """Options that every data set has."""
+
+    name: ClassVar[str]
+
+    path: str = option("data/prepared", "folder of the prepared data set")
+    protocol: str = option("last_day", f"how rows are split: {', '.join(PROTOCOLS)}")
+    min_count: int = option(2, "a value seen fewer times than this in the training rows is out of vocabulary")
+    min_counts: dict[str, int] = option({}, "min_count of single features, e.g. {C1: 10}")
+    seed: int = option(0, "seed of everything random in the preparation")
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise RecembError(f"dataset.protocol={self.protocol} is not known; choose one of {', '.join(PROTOCOLS)}.")
+        for option_name, count in [("min_count", self.min_count), *_dotted("min_counts", self.min_counts)]:
+            if count < 1:
+                raise RecembError(f"dataset.{option_name}={count} is too small; it must be 1 or more.")
+        if not str(self.path).strip():
+            raise RecembError("dataset.path is empty; name the folder that shall hold the prepared data set.")
+
+    def open(self, *, on_bad_rows: str) -> RowSource:
+        """Check the source and return it, ready to be read; reads no more than file sizes."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the prepared rows: every option except where things lie."""
+        names = [field.name for field in fields(self) if field.name not in ("path", "source")]
+        return {name: dict(value) if isinstance(value := getattr(self, name), dict) else value for name in names}
+
+    def least_count(self, feature: str) -> int:
+        """How often `feature` must show a value in the training rows for it to get an id."""
+        return self.min_counts.get(feature, self.min_count)
+
+
+def _dotted(name: str, values: dict[str, int]) -> list[tuple[str, int]]:
+    return [(f"{name}.{key}", value) for key, value in values.items()]

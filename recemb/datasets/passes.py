@@ -1,0 +1,207 @@
+"""The three passes of a preparation, each in bounded memory.
+
+1. Read the source once and park its columns (`spool`).
+2. Count the values of every feature over the training rows and number them (`vocabulary`).
+3. Replace values by ids and write the Arrow files (`writer`).
+"""
+
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recemb.datasets.base import DatasetConfig, RowSource
+from recemb.datasets.machine import usable_cores
+from recemb.datasets.parallel import ordered
+from recemb.datasets.prepared import SCHEMA_VERSION
+from recemb.datasets.splits import PROTOCOLS, SPLITS
+from recemb.datasets.spool import Spool
+from recemb.datasets.vocabulary import Mapper, Vocabulary, count_values
+from recemb.datasets.writer import SplitWriter, schema_of
+from recemb.options import RecembError
+
+_SLAB_ROWS = 1 << 17
+
+
+class Preparation:
+    """One run of the three passes.
+
+    Args:
+        config: how rows are split and numbered.
+        source: the raw rows.
+        folder: an empty folder, which gets everything but meta.json.
+        progress: show progress bars on stderr.
+    """
+
+    def __init__(self, config: DatasetConfig, source: RowSource, folder: Path, progress: bool) -> None:
+        self.config = config
+        self.source = source
+        self.folder = folder
+        self.progress = progress
+        self.spool = Spool(folder / "spool", len(source.dense_names), len(source.categorical_names))
+
+    def run(self) -> dict[str, Any]:
+        """Do it all and return the contents of meta.json."""
+        pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="prepare")
+        try:
+            self._read(pool)
+            vocabularies = self._count(pool)
+            return self._write(pool, vocabularies)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self.spool.close()
+
+    def _read(self, pool: ThreadPoolExecutor) -> None:
+        source, position, started = self.source, 0, time.perf_counter()
+        with self._bar("reading", source.total, source.unit) as bar:
+            for chunk in source.chunks(pool):
+                self.spool.append(chunk)
+                speed = self.spool.rows / (time.perf_counter() - started)
+                bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
+                bar.update(chunk.position - position)
+                position = chunk.position
+            self.spool.finish()
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        rows, skipped = self.spool.rows, sum(self.source.skipped.values())
+        # Only a small data set can have an empty split, and only there are all codes in memory at once.
+        if rows >= 10_000 or len(np.unique(self._codes(0, rows))) == len(SPLITS):
+            return
+        left_out = f" (after {skipped} bad ones were left out)" if skipped else ""
+        raise RecembError(
+            f"{rows} rows{left_out} are too few for the three splits of protocol {self.config.protocol}; "
+            "give some dozens at least."
+        )
+
+    def _count(self, pool: ThreadPoolExecutor) -> list[Vocabulary]:
+        names = self.source.categorical_names
+        with self._bar("counting", self.spool.rows * len(names), "value") as bar:
+            counts = count_values(self.spool, self._codes, pool, bar.update)
+        (self.folder / "vocabulary").mkdir()
+        vocabularies = []
+        for name in names:
+            # Popped, so that one feature's counts are gone before the next one's vocabulary is made.
+            vocabularies.append(counts.pop(0).number(self.config.least_count(name)))
+            vocabularies[-1].write(self.folder / "vocabulary" / f"{name}.arrow")
+        return vocabularies
+
+    def _write(self, pool: ThreadPoolExecutor, vocabularies: list[Vocabulary]) -> dict[str, Any]:
+        spool = self.spool
+        schema = schema_of(self.source.dense_names, self.source.categorical_names)
+        digest = hashlib.sha256(schema.to_string().encode())
+        features = []
+        for name, vocabulary in zip(self.source.categorical_names, vocabularies, strict=True):
+            digest.update(f"{name} {vocabulary.missing}".encode())
+            digest.update(vocabulary.values.data)
+            digest.update(vocabulary.counts.data)
+            features.append(_describe(name, vocabulary))
+        mappers = [vocabulary.mapper() for vocabulary in vocabularies]
+        vocabularies.clear()
+        writers = [SplitWriter(self.folder / f"{s}.arrow", schema, self.source.knows_probability) for s in SPLITS]
+        try:
+            with self._bar("writing", spool.rows, "row") as bar:
+                self._map_rows(pool, mappers, writers, bar.update)
+            for writer in writers:
+                writer.finish()
+        finally:
+            for writer in writers:
+                writer.abandon()
+        spool.close()
+        shutil.rmtree(spool.folder)
+        for writer in writers:
+            digest.update(writer.digest())
+        return self._meta(features, writers, digest.hexdigest())
+
+    def _map_rows(
+        self,
+        pool: ThreadPoolExecutor,
+        mappers: list[Mapper],
+        writers: list[SplitWriter],
+        advance: Callable[[int], object],
+    ) -> None:
+        spool = self.spool
+        slabs = [(start, min(start + _SLAB_ROWS, spool.rows)) for start in range(0, spool.rows, _SLAB_ROWS)]
+        columns_of: list[Callable[[int, int], np.ndarray]] = [spool.labels]
+        columns_of += [partial(spool.dense_column, j) for j in range(spool.dense)]
+        columns_of += [partial(_ids, spool, mapper, j) for j, mapper in enumerate(mappers)]
+        work = ((column_of, slab) for slab in slabs for column_of in columns_of)
+        # Two slabs ahead: one being mapped while the one before it is written.
+        columns = ordered(pool, lambda item: item[0](*item[1]), work, ahead=2 * len(columns_of))
+        for start, stop in slabs:
+            slab = [next(columns) for _ in columns_of]
+            codes = self._codes(start, stop)
+            probability = spool.probabilities(start, stop) if self.source.knows_probability else None
+            for code, writer in enumerate(writers):
+                writer.append(slab, _rows_with(codes, code), probability)
+            advance(stop - start)
+
+    def _meta(self, features: list[dict[str, Any]], writers: list[SplitWriter], fingerprint: str) -> dict[str, Any]:
+        by_split = dict(zip(SPLITS, writers, strict=True))
+        meta: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "recemb": _version(),
+            "dataset": self.config.name,
+            "protocol": self.config.protocol,
+            "min_count": self.config.min_count,
+            "seed": self.config.seed,
+            "rows": {split: writer.rows for split, writer in by_split.items()},
+            "positive_rate": {split: writer.positives / writer.rows for split, writer in by_split.items()},
+            "dense": list(self.source.dense_names),
+            "categorical": features,
+            "sources": self.source.files,
+            "skipped": dict(sorted(self.source.skipped.items())),
+            "fingerprint": fingerprint,
+            "config": self.config.identity(),
+        }
+        if self.source.knows_probability:
+            meta["ceiling"] = {split: writer.ceiling() for split, writer in by_split.items()}
+        return meta
+
+    def _codes(self, start: int, stop: int) -> np.ndarray:
+        return PROTOCOLS[self.config.protocol](start, stop, self.spool.rows, self.config.seed)
+
+    def _bar(self, what: str, total: int, unit: str) -> tqdm:
+        # Without a terminal every update is a line in somebody's log.
+        seconds = 0.2 if sys.stderr.isatty() else 10.0
+        return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self.progress, mininterval=seconds)
+
+
+def _ids(spool: Spool, mapper: Mapper, feature: int, start: int, stop: int) -> np.ndarray:
+    return mapper(*spool.tokens(feature, start, stop))
+
+
+def _rows_with(codes: np.ndarray, code: int) -> slice | np.ndarray:
+    """Return the rows of one split: a slice where they lie together, which costs no copy, else (n,) bool."""
+    chosen = codes == code
+    where = np.flatnonzero(chosen)
+    if len(where) == 0:
+        return slice(0, 0)
+    if where[-1] - where[0] + 1 == len(where):
+        return slice(int(where[0]), int(where[-1]) + 1)
+    return chosen
+
+
+def _describe(name: str, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "name": name,
+        "cardinality": vocabulary.num_embeddings,
+        "distinct": vocabulary.distinct,
+        "out_of_vocabulary_rows": vocabulary.out_of_vocabulary_rows,
+    }
+
+
+def _version() -> str:
+    try:
+        return version("recemb")
+    except PackageNotFoundError:
+        return "unknown"

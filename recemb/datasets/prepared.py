@@ -1,0 +1,151 @@
+"""Opens a prepared data set: what is in it, its features with their training frequencies, and batches of its rows."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pyarrow import ipc
+
+from recemb.datasets.batches import Batches
+from recemb.datasets.columns import SplitFile
+from recemb.datasets.splits import SPLITS
+from recemb.datasets.vocabulary import OUT_OF_VOCABULARY_KEY
+from recemb.options import RecembError
+
+META = "meta.json"
+_NEEDED = ("rows", "dataset", "dense", "categorical", "sources", "skipped", "fingerprint", "config")
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One categorical feature with V ids, numbered by falling training frequency; id 0 = out of vocabulary.
+
+    Attributes:
+        name: the column.
+        num_embeddings: V.
+    """
+
+    name: str
+    num_embeddings: int
+    _file: Path = field(repr=False)
+
+    @cached_property
+    def counts(self) -> torch.Tensor:
+        """(V,) int64: how many training rows have each id."""
+        with pa.memory_map(str(self._file)) as source, ipc.open_file(source) as reader:
+            table = reader.read_all()
+            counts = torch.empty(self.num_embeddings, dtype=torch.int64)
+            counts[0] = int(table.schema.metadata[OUT_OF_VOCABULARY_KEY])
+            counts[1:] = torch.from_numpy(table["count"].to_numpy().copy())
+        return counts
+
+
+class PreparedDataset:
+    """A folder that `prepare` made, opened for reading; the rows stay on disk until they are asked for.
+
+    Attributes:
+        path: the folder.
+        meta: the contents of meta.json.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], splits: dict[str, SplitFile]) -> None:
+        self.path = path
+        self.meta = meta
+        self._splits = splits
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PreparedDataset":
+        """Open a finished data set.
+
+        Raises:
+            RecembError: it is missing, not finished, damaged, or of another version of recemb.
+        """
+        folder = Path(path).expanduser()
+        advice = "run recemb prepare to make it"
+        if not folder.is_dir():
+            raise RecembError(f"There is no prepared data set at {path}; {advice}.")
+        try:
+            meta = json.loads((folder / META).read_text(encoding="utf-8"))
+            schema = meta["schema"]
+        except FileNotFoundError:
+            raise RecembError(f"{path} is not a prepared data set (it has no {META}); {advice}.") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RecembError(
+                f"{folder / META} cannot be read ({error}); {advice} again with overwrite=true."
+            ) from error
+        if schema != SCHEMA_VERSION:
+            raise RecembError(
+                f"{path} was prepared in form {schema}, and this recemb reads form {SCHEMA_VERSION}; {advice} again "
+                "with overwrite=true."
+            )
+        if lacking := [name for name in _NEEDED if name not in meta]:
+            raise RecembError(
+                f"{folder / META} is damaged (it has no {lacking[0]}); {advice} again with overwrite=true."
+            )
+        splits = {}
+        for split in SPLITS:
+            try:
+                splits[split] = SplitFile(folder / f"{split}.arrow", meta["rows"][split])
+            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                raise RecembError(
+                    f"{folder / split}.arrow is missing or damaged ({error}); {advice} again with overwrite=true."
+                ) from error
+        return cls(folder, meta, splits)
+
+    @property
+    def dense_names(self) -> list[str]:
+        """The dense features in the order of a batch's columns."""
+        return list(self.meta["dense"])
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """The categorical features in the order of a batch's keys."""
+        folder = self.path / "vocabulary"
+        return [Feature(f["name"], f["cardinality"], folder / f"{f['name']}.arrow") for f in self.meta["categorical"]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of the prepared rows and vocabularies: equal for equal data, wherever it came from."""
+        return str(self.meta["fingerprint"])
+
+    def num_rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return self._split(split).rows
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        drop_last: bool = False,
+        window: int = 1 << 20,
+    ) -> Batches:
+        """Return the batches of one pass over a split; iterate as often as you like.
+
+        Args:
+            split: "train", "valid" or "test".
+            batch_size: B, rows a batch; the last one may have fewer.
+            shuffle: every row once, in an order that depends on (seed, epoch) only.
+            seed: of the order.
+            epoch: of the order.
+            drop_last: leave out a last batch of fewer rows.
+            window: rows held in memory for shuffling. A split that fits is permuted exactly; of a larger one, pieces
+                of window/16 rows come in random order, and rows are permuted among 16 pieces at a time.
+        """
+        if batch_size < 1:
+            raise RecembError(f"batch_size={batch_size} is too small; it must be 1 or more.")
+        order = (seed, epoch) if shuffle else None
+        return Batches(self._split(split), [f.name for f in self.features], batch_size, order, drop_last, window)
+
+    def _split(self, split: str) -> SplitFile:
+        if split not in self._splits:
+            raise RecembError(f"There is no split {split}; choose one of {', '.join(SPLITS)}.")
+        return self._splits[split]

@@ -1,0 +1,98 @@
+"""Raw columns on disk between the passes: one plain binary file a column.
+
+How many rows there are is known only after the first pass, and the vocabulary only after the second, so every row is
+parked here. Reads go through `pread` into fresh arrays: a memory map would count its pages into the peak memory.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from recemb.datasets.base import RawChunk
+
+
+class Spool:
+    """The raw rows of one preparation; F categorical and K dense features.
+
+    Args:
+        folder: created here, deleted by the owner.
+        dense: K.
+        categorical: F.
+    """
+
+    def __init__(self, folder: Path, dense: int, categorical: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.dense = dense
+        self.categorical = categorical
+        self.rows = 0
+        self._files: dict[str, BinaryIO] = {}
+
+    def append(self, chunk: RawChunk) -> None:
+        """Add the rows of a chunk."""
+        n = len(chunk.labels)
+        self._write("label", chunk.labels)
+        for j, column in enumerate(chunk.dense):
+            self._write(f"dense{j}", column)
+        for j, column in enumerate(chunk.tokens):
+            self._write(f"token{j}", column)
+        # Eight features share one byte a row, so that any range of rows can be read without unpacking its neighbours.
+        for first in range(0, self.categorical, 8):
+            plane = np.zeros(n, dtype=np.uint8)
+            for bit, missing in enumerate(chunk.missing[first : first + 8]):
+                if missing is not None:
+                    plane |= missing.view(np.uint8) << np.uint8(bit)
+            self._write(f"missing{first // 8}", plane)
+        if chunk.probability is not None:
+            self._write("probability", chunk.probability)
+        self.rows += n
+
+    def finish(self) -> None:
+        """Hand everything to the operating system; reading may begin."""
+        for file in self._files.values():
+            file.flush()
+
+    def close(self) -> None:
+        """Close the files; what does not fit on the disk any more is lost, as it may be by then."""
+        for file in self._files.values():
+            with suppress(OSError):
+                file.close()
+        self._files.clear()
+
+    def labels(self, start: int, stop: int) -> np.ndarray:
+        """Return (stop - start,) uint8."""
+        return self._read("label", np.uint8, start, stop)
+
+    def dense_column(self, feature: int, start: int, stop: int) -> np.ndarray:
+        """Return (stop - start,) float32 of one dense feature."""
+        return self._read(f"dense{feature}", np.float32, start, stop)
+
+    def probabilities(self, start: int, stop: int) -> np.ndarray:
+        """Return (stop - start,) float64, for sources that know them."""
+        return self._read("probability", np.float64, start, stop)
+
+    def tokens(self, feature: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (stop - start,) uint32 and (stop - start,) bool, true where the value is missing."""
+        plane = self._read(f"missing{feature // 8}", np.uint8, start, stop)
+        missing = (plane >> np.uint8(feature % 8)) & np.uint8(1)
+        return self._read(f"token{feature}", np.uint32, start, stop), missing.view(np.bool_)
+
+    def _write(self, name: str, column: np.ndarray) -> None:
+        if name not in self._files:
+            # Kept open over all passes and closed by `close`.
+            self._files[name] = (self.folder / name).open("w+b", buffering=1 << 16)
+        self._files[name].write(np.ascontiguousarray(column).data)
+
+    def _read(self, name: str, dtype: type[np.generic], start: int, stop: int) -> np.ndarray:
+        column: np.ndarray = np.empty(stop - start, dtype=dtype)
+        buffer = column.view(np.uint8).data
+        offset = start * column.itemsize
+        while len(buffer):
+            got = os.preadv(self._files[name].fileno(), [buffer], offset)
+            if got == 0:
+                raise OSError(f"{self.folder / name} ended early; something else changed it.")
+            buffer, offset = buffer[got:], offset + got
+        return column
