@@ -10,6 +10,7 @@ from recemb.options import RecembError
 FLOAT32_BYTES = 4
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 
 
@@ -75,11 +76,16 @@ def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: 
     return smallest + bisect.bisect_right(range(smallest, largest + 1), budget_bytes, key=bytes_of) - 1
 
 
-def format_bytes(count: int | float) -> str:
-    """Write a number of bytes the way people read it: `820 B`, `1.5 MiB`."""
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+def format_bytes(size: float) -> str:
+    """Write a size with three significant digits.
+
+    Example:
+        >>> format_bytes(262144), format_bytes(1_700_000)
+        ('256 KiB', '1.62 MiB')
+    """
+    unit = 0
+    while size >= 1023.5 and unit < len(_SIZES) - 1:
+        size, unit = size / 1024, unit + 1
+    decimals = 0 if size >= 99.95 or unit == 0 else 1 if size >= 9.995 else 2
+    number = f"{size:,.{decimals}f}"
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {_SIZES[unit]}"

@@ -47,8 +47,9 @@ def test_the_largest_size_within_is_found(smallest: int, more: int, per: int, bu
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (820 * 1024, "820 KiB"), (2**20, "1 MiB"), (3 * 2**40, "3 TiB")],
-)
-def test_sizes_for_people(count: int, text: str):
-    assert format_bytes(count) == text
+    ("size", "words"),
+    [(0, "0 B"), (1023, "1,023 B"), (1024, "1 KiB"), (262_144, "256 KiB"), (1_700_000, "1.62 MiB"), (2**40, "1 TiB"),
+     (1023.9 * 1024, "1 MiB"), (10.04 * 2**20, "10 MiB"), (105_000, "103 KiB")],
+)  # fmt: skip
+def test_sizes_for_people(size: float, words: str):
+    assert format_bytes(size) == words

@@ -11,10 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.markers import MarkerStyle
 
+from recemb.budget import format_bytes
 from recemb.report.figure import draw
 from recemb.report.grouping import Point, Section
 from recemb.report.styles import INK, MUTED, PICTURE, PIXELS, TITLES, Layout, Style
-from recemb.report.words import human_bytes, kept_share, seeds, times_smaller, with_spread
+from recemb.report.words import kept_share, seeds, times_smaller, with_spread
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -90,7 +91,7 @@ def picture(section: Section, styles: Mapping[str, Style]) -> tuple[bytes, bytes
 def _tip(point: Point, metric: str) -> str:
     name = "AUC" if metric == "auc" else "logloss"
     share = f", kept {kept_share(point.kept)}, {times_smaller(point.kept)} smaller" if point.kept else ""
-    size = human_bytes(point.bytes_serving.mean)
+    size = format_bytes(point.bytes_serving.mean)
     return f"{name} {with_spread(getattr(point, metric))}, {seeds(point.auc)}, {size}{share}"
 
 

@@ -8,11 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
+from recemb.budget import format_bytes
 from recemb.report.grouping import FULL, Point, Section
 from recemb.report.labels import Box
 from recemb.report.naming import add_legend, label_lines, mark, measure, set_margins, short
 from recemb.report.styles import BAND, GRID, INK, LEFT, MUTED, PIXELS, RIGHT, STEPS, TITLES, TOP, Layout, Style
-from recemb.report.words import human_bytes, score
+from recemb.report.words import score
 
 
 def draw(section: Section, metric: str, layout: Layout, styles: Mapping[str, Style], links: bool = True) -> Figure:
@@ -61,7 +62,7 @@ def _scales(axes: Axes, section: Section, metric: str, layout: Layout, series: M
     axes.set_ylim(*_quality_limits(section, metric))
     axes.xaxis.set_major_locator(FixedLocator(_powers(low, high, layout.ticks, phase)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_bytes(size)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size)))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.tick_params(labelsize=layout.font, colors=MUTED, length=0, pad=6, labelcolor=INK)

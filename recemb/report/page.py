@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from recemb.budget import format_bytes
 from recemb.report import words
 from recemb.report.charts import svg_chart, svg_mark
 from recemb.report.grouping import Point, Section
@@ -39,6 +40,7 @@ def render_page(
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["words"] = words
+    environment.globals["format_bytes"] = format_bytes
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         title=title or DEFAULT_TITLE,
@@ -112,6 +114,6 @@ def _facts(section: Section) -> list[tuple[str, str]]:
         ("Backbone", run.model),
         ("Protocol", run.protocol or "unknown"),
         ("Values that share one id", shared),
-        ("Full tables", " or ".join(words.human_bytes(size) for size in sorted(sizes)) or "unknown"),
+        ("Full tables", " or ".join(format_bytes(size) for size in sorted(sizes)) or "unknown"),
         ("Fingerprint of the data", run.fingerprint or "unknown"),
     ]

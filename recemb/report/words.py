@@ -2,27 +2,12 @@
 
 from collections.abc import Sequence
 
+from recemb.budget import format_bytes
 from recemb.report.grouping import FULL, Point, Section
 from recemb.report.records import LeftOut
 from recemb.report.statistics import Difference, Spread, auc_standard_error
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 NONE = "–"
-
-
-def human_bytes(size: float) -> str:
-    """Write a size with three significant digits.
-
-    Example:
-        >>> human_bytes(262144), human_bytes(1_700_000)
-        ('256 KiB', '1.62 MiB')
-    """
-    unit = 0
-    while size >= 1023.5 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    decimals = 0 if size >= 99.95 or unit == 0 else 1 if size >= 9.995 else 2
-    number = f"{size:,.{decimals}f}"
-    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {_UNITS[unit]}"
 
 
 def times_smaller(kept: float | None) -> str:
@@ -99,7 +84,7 @@ def seeds(value: Spread) -> str:
 
 
 def _named(point: Point) -> str:
-    size = human_bytes(point.bytes_serving.mean)
+    size = format_bytes(point.bytes_serving.mean)
     if point.method != FULL and point.kept:
         size += f", kept {kept_share(point.kept)}, {times_smaller(point.kept)} smaller"
     name = "the full table" if point.series == FULL else point.label

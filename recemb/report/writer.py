@@ -10,6 +10,7 @@ from recemb.options import RecembError
 from recemb.report import words
 from recemb.report.charts import picture
 from recemb.report.grouping import Section, group
+from recemb.report.markdown import as_markdown
 from recemb.report.page import render_page
 from recemb.report.records import LeftOut, Record, Run, check, find_records
 from recemb.report.results import as_csv, as_parquet, results_frame
@@ -24,6 +25,7 @@ class Report:
         html: the page.
         csv: one row per run.
         parquet: the same rows.
+        markdown: one row per point.
         pictures: AUC against bytes as PNG and SVG, for every pairing of data set and backbone.
         runs: how many records were found.
         points: how many points the charts hold.
@@ -34,6 +36,7 @@ class Report:
     html: Path
     csv: Path
     parquet: Path
+    markdown: Path
     pictures: tuple[Path, ...]
     runs: int
     points: int
@@ -43,7 +46,7 @@ class Report:
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything that was written."""
-        return (self.html, self.csv, self.parquet, *self.pictures)
+        return (self.html, self.csv, self.parquet, self.markdown, *self.pictures)
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Report:
@@ -71,15 +74,17 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) 
         "report.html": render_page(sections, left_out, styles, title).encode(),
         "results.csv": as_csv(frame),
         "results.parquet": as_parquet(frame),
+        "results.md": as_markdown(sections).encode(),
     }
     for section, name in zip(sections, _picture_names(sections), strict=True):
         contents[f"{name}.png"], contents[f"{name}.svg"] = picture(section, styles)
     _write(Path(out), contents)
-    html, csv, parquet, *pictures = (Path(out) / name for name in contents)
+    html, csv, parquet, markdown, *pictures = (Path(out) / name for name in contents)
     return Report(
         html=html,
         csv=csv,
         parquet=parquet,
+        markdown=markdown,
         pictures=tuple(pictures),
         runs=len(records),
         points=sum(len(section.points) for section in sections),

@@ -152,6 +152,22 @@ def test_the_fast_path_never_takes_what_the_slow_one_refuses(data, column, field
     assert len(chunk.labels) == 2
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: b"\xef\xbb\xbf" + b"\n".join(lines),
+        lambda lines: b"\r".join(lines),
+        lambda lines: b"\n".join([lines[0] + b"\r\r", lines[1]]),
+        lambda lines: b"\n".join([b"01" + lines[0][1:], lines[1][1:]]),
+        lambda lines: b"\n".join([lines[0], lines[1] + b"123456", lines[0] + b"1234567890"]),
+    ],
+)
+def test_the_fast_path_leaves_these_to_the_slow_one(spoil):
+    lines = samples.to_text(samples.make_rows(2, missing=0)).splitlines()
+    with pytest.raises(NotPlain):
+        _parse_plain(spoil(lines), 0)
+
+
 def test_the_fast_path_takes_ordinary_text():
     for end in ("\n", "\r\n"):
         text = samples.to_text(samples.make_rows(50), end)

@@ -20,6 +20,8 @@ processes.set_forkserver_preload(["recemb.datasets"])
 
 
 def prepare_in_child(config, largest_file, answers):
+    # A shell starts background jobs with Ctrl-C ignored, and the children of tests inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -7,7 +8,7 @@ from report_samples import baselines, record, write
 from recemb.options import RecembError
 from recemb.report import write_report
 from recemb.report.results import COLUMNS
-from recemb.report.words import human_bytes, kept_share, times_smaller
+from recemb.report.words import kept_share, times_smaller
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def test_a_report_writes_everything_and_says_what_it_did(runs, tmp_path):
     report = write_report([runs], tmp_path / "new" / "out")
     assert sorted(file.name for file in (tmp_path / "new" / "out").iterdir()) == sorted(f.name for f in report.files)
     assert [f.name for f in report.files] == [
-        "report.html", "results.csv", "results.parquet", "tradeoff.png", "tradeoff.svg",
+        "report.html", "results.csv", "results.parquet", "results.md", "tradeoff.png", "tradeoff.svg",
     ]  # fmt: skip
     assert (report.runs, report.points, report.left_out) == (22, 11, ())
     assert report.html.stat().st_size < 150_000
@@ -134,16 +135,18 @@ def test_a_file_that_cannot_be_replaced_leaves_no_unfinished_one(tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(0, "0 B"), (1023, "1,023 B"), (1024, "1 KiB"), (262_144, "256 KiB"), (1_700_000, "1.62 MiB"), (2**40, "1 TiB"),
-     (1023.9 * 1024, "1 MiB"), (10.04 * 2**20, "10 MiB"), (105_000, "103 KiB")],
-)  # fmt: skip
-def test_bytes_are_written_for_people(size, words):
-    assert human_bytes(size) == words
-
-
 def test_shares_are_written_both_ways():
     assert (kept_share(0.0625), times_smaller(0.0625)) == ("0.0625", "16.0x")
     assert (kept_share(None), times_smaller(None)) == ("–", "–")
     assert (kept_share(1e-5), times_smaller(1e-5)) == ("1e-05", "100,000x")
+
+
+def test_markdown_has_a_row_a_point_and_hostile_names_stay_in_their_cell(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path / "runs" / f"full{seed}", record(method="full", budget=None, seed=seed))
+        write(tmp_path / "runs" / f"odd{seed}", record(method="a|<b>", seed=seed))
+    text = write_report([tmp_path / "runs"], tmp_path / "out").markdown.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert len({len(re.split(r"(?<!\\)[|]", row)) for row in rows}) == 1
+    assert "a\\|&lt;b>" in text
