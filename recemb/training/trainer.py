@@ -36,8 +36,8 @@ class TrainerConfig:
     table_lr: float = option(0.02, "learning rate of the tables' rows")
     table_eps: float = option(1e-4, "epsilon of the tables' Adagrad: damps the first steps of ids seen once")
     schedule: str = option("linear", "learning rates over the run: linear (down to zero at the last step) or constant")
-    evaluations_per_epoch: int = option(4, "evaluations on validation rows in one epoch")
-    patience: int = option(3, "evaluations without a better result after which training stops")
+    evaluations_per_epoch: int = option(8, "evaluations on validation rows in one epoch")
+    patience: int = option(6, "evaluations without a better result after which training stops")
     monitor: str = option("logloss", "what is better on validation rows: logloss or auc")
     device: str = option("auto", "cpu, cuda, or auto: cuda where there is one")
 
