@@ -11,7 +11,8 @@ FLOAT32_BYTES = 4
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+_NUMBER = re.compile(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?|\d{1,20}/\d{1,20}", re.ASCII)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-zA-Z]*)", re.ASCII)
 
 
 def parse_budget(budget: str | int | float, full_bytes: int) -> int:
@@ -30,17 +31,15 @@ def parse_budget(budget: str | int | float, full_bytes: int) -> int:
     """
     text = str(budget).strip()
     wanted = f"budget={text} is not a budget: give a share of the full tables such as 1/16, or a size such as 64MiB."
-    try:
-        share = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        share = None
-    if share is not None:
-        if share <= 0:
-            raise RecembError(wanted)
-        if share <= 1:
+    if _NUMBER.fullmatch(text):
+        try:
+            share = Fraction(text)
+        except ZeroDivisionError:
+            raise RecembError(wanted) from None
+        if share <= 1 and int(share * full_bytes) >= 1:
             return int(share * full_bytes)
-        if share.denominator != 1:
-            raise RecembError(f"budget={text} is more than the full tables: a share is at most 1. {wanted}")
+        if share <= 1 or share.denominator != 1:
+            raise RecembError(wanted)
         return int(share)
     size = _SIZE.fullmatch(text)
     if size is None or size[2].upper() not in _UNITS:

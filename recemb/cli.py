@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -73,11 +74,13 @@ def _train_job(composed: Any) -> None:
     folder = Path(job.runtime.output_dir)
     overrides = list(job.overrides.task)
     if job.mode == RunMode.MULTIRUN:
-        total = _jobs_in_sweep(job)
-        print(f"\n[{int(job.job.num) + 1}/{total}] {' '.join(overrides)}", file=sys.stderr)
+        print(f"\n[{int(job.job.num) + 1}{_of_jobs_in_sweep(job)}] {' '.join(overrides)}", file=sys.stderr)
     config = to_run_config(composed)
     command = shlex.join(["recemb", "train", *overrides])
-    record = train(config, folder, command)
+    asked = [
+        override.split("=")[0].removeprefix("dataset.") for override in overrides if override.startswith("dataset.")
+    ]
+    record = train(config, folder, command, asked)
     test = record["metrics"]["test"]
     print(
         f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
@@ -165,24 +168,54 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
         except (RecembError, OmegaConfBaseException, OSError) as error:
             failures.append(_in_one_sentence(error))
             _say(failures[-1])
+        except Exception as error:
+            # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
+            failures.append(repr(error))
+            traceback.print_exc()
 
-    sys.argv = [f"recemb {verb}", *arguments]
-    hydra.main(version_base="1.3", config_path="pkg://recemb.conf", config_name=verb)(one_job)()
+    sys.argv = [f"recemb {verb}", *_flags_first(arguments)]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://recemb.conf", config_name=verb)(one_job)()
+    except (ValueError, KeyError) as error:
+        if isinstance(error, (RecembError, OmegaConfBaseException)):
+            raise
+        raise RecembError(f"Hydra cannot compose this: {str(error).splitlines()[0]}") from error
     if len(failures) > 1:
         _say(f"{len(failures)} jobs failed.")
     return _FAILED if failures else _OK
 
 
-def _jobs_in_sweep(job: Any) -> int:
-    """How many runs the sweep on this command line has."""
-    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(given)}
-    for key, value in (job.sweeper.params or {}).items():
-        if key not in parsed:
-            (parsed[key],) = OverridesParser.create().parse_overrides([f"{key}={value}"])
-    return math.prod(
-        sum(1 for _ in override.sweep_string_iterator()) for override in parsed.values() if override.is_sweep_override()
-    )
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Move flags before the options, since Hydra's parser takes options in one run only."""
+    flags, options = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("-"):
+            flags.append(argument)
+            if argument in _FLAGS_WITH_VALUE:
+                flags += [value for value in (next(rest, None),) if value is not None]
+        else:
+            options.append(argument)
+    return flags + options
+
+
+_FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+)  # fmt: skip
+
+
+def _of_jobs_in_sweep(job: Any) -> str:
+    """Write "/18" where the sweep on this command line has 18 runs, and nothing where only Hydra could tell."""
+    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    try:
+        parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(given)}
+        for key, value in (job.sweeper.params or {}).items():
+            if key not in parsed:
+                (parsed[key],) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+        sweeps = [override for override in parsed.values() if override.is_sweep_override()]
+        return f"/{math.prod(sum(1 for _ in sweep.sweep_string_iterator()) for sweep in sweeps)}"
+    except HydraException:
+        return ""
 
 
 def _slug(number: Any, overrides: str) -> str:
@@ -216,6 +249,9 @@ def _hydra_in_one_sentence(error: Exception) -> str:
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if unknown := re.search(r"Could not override '([^']+)'", text):
+        if unknown[1] in _known_keys():
+            group = unknown[1].split(".")[0]
+            return f"the chosen {group}= has no option {unknown[1]!r}; `recemb train --help` says which has it."
         close = get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"there is no option {unknown[1]!r}.{hint} `recemb train --help` lists them."
@@ -226,7 +262,10 @@ def _hydra_in_one_sentence(error: Exception) -> str:
         why = str(chain[1]).splitlines()[0] if len(chain) > 1 else "the value does not fit"
         return f"{text.removeprefix('Error merging override').strip()}: {why}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read: options are given as name=value, and values with spaces in quotes."
+        return (
+            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas or = needs "
+            "quotes of its own."
+        )
     if text.startswith("Ambiguous value"):
         return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: sweep with -m."
     return " ".join(lines[:2])

@@ -28,7 +28,25 @@ def test_what_is_a_budget(text: object, expected: int):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1/0", "0/4", "-1/4", "1.5", "12 parrots", "MiB", "0MiB", "nan", "1e400x"]
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "1/0",
+        "0/4",
+        "-1/4",
+        "1.5",
+        "12 parrots",
+        "MiB",
+        "0MiB",
+        "nan",
+        "1e400x",
+        "1e99999999",
+        "1e-30",
+        "1_000",
+        "1.0000001",
+    ],
 )
 def test_what_is_none(text: str):
     with pytest.raises(RecembError, match="is not a budget"):

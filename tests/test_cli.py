@@ -12,12 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
-from recemb import list_tables
+from recemb import RecembError, list_tables
 from recemb.cli import main
 from recemb.config import GROUPS
 from recemb.options import options_of
 from recemb.training.metrics import binary_metrics
+from recemb.training.record import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["trainer.batch_size=256", "trainer.epochs=1", "trainer.evaluations_per_epoch=2"]
@@ -93,7 +95,7 @@ def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
         (["trian"], "Did you mean train?"),
         (["train", "tabel=hashing"], "there is no option 'tabel'. Did you mean table?"),
         (["train", "trainer.lrr=1"], "there is no option 'trainer.lrr'. Did you mean trainer.lr?"),
-        (["train", "table.rows=3"], "there is no option 'table.rows'"),
+        (["train", "table.rows=3"], "the chosen table= has no option 'table.rows'"),
         (["train", "table=hashin"], "there is no table 'hashin'. Known: frequency, full, hashing."),
         (["train", "dataset=nope"], "there is no dataset 'nope'. Known: criteo, synthetic."),
         (["train", "trainer.lr=abc"], "trainer.lr=abc: Value 'abc'"),
@@ -203,6 +205,78 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
         assert "the loss became" in text
         assert "at step" in text
         assert "trainer.lr" in text
+
+
+@pytest.mark.parametrize("mine", ["config.yaml", "predictions.parquet", "checkpoint/precious.pt"])
+def test_a_folder_of_other_things_is_not_touched(
+    mine: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    assert main(["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}", "overwrite=true", *SMALL]) == 2
+    assert "which no run left there" in capsys.readouterr().err
+    assert (tmp_path / mine).read_text() == "mine"
+
+
+def test_a_damaged_record_is_replaced_only_when_asked(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "run.json").write_text("{half")
+    same = ["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}", *SMALL]
+    assert main(same) == 2
+    assert "holds a damaged run" in capsys.readouterr().err
+    assert main([*same, "overwrite=true"]) == 0
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path):
+    first = RunFolder(tmp_path, overwrite=False)
+    with pytest.raises(RecembError, match="another run is going on"):
+        RunFolder(tmp_path, overwrite=True)
+    del first
+    RunFolder(tmp_path, overwrite=False)
+
+
+def test_the_record_says_what_the_data_is_and_how_large_the_tables_are(run: Path):
+    config = record_of(run)["config"]
+    assert config["dataset"]["rows"] == 6000
+    assert config["table"]["rows"] > 0
+    assert yaml.safe_load((run / "config.yaml").read_text()) == config
+
+
+def test_a_default_that_was_asked_for_is_not_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = ["dataset.rows=2000", f"dataset.path={tmp_path}/data"]
+    assert main(["prepare", *rows, "dataset.protocol=random"]) == 0
+    assert main(["train", *rows, "dataset.protocol=last_day", f"hydra.run.dir={tmp_path}/run", *SMALL]) == 2
+    assert "dataset.protocol=last_day was asked for" in capsys.readouterr().err
+    assert main(["train", f"dataset.path={tmp_path}/data", f"hydra.run.dir={tmp_path}/run", *SMALL]) == 0
+    assert record_of(tmp_path / "run")["config"]["dataset"]["protocol"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["table=hashing", "table.rows=100", "budget=1/4"], "table.rows=100 both say how large"),
+        (["table=full", "table.width=100"], "table.width=100 is wider"),
+        (["table=full", "table.keep=5"], "the chosen table= has no option 'table.keep'"),
+        (["model.init_std=nan"], "model.init_std=nan"),
+        (["model.embedding_dim=100000000"], "between 1 and 8192"),
+        (["trainer=null"], "Hydra cannot compose this"),
+    ],
+)
+def test_options_that_contradict_are_one_sentence(
+    options: list[str], said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}/run", *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_flags_may_stand_anywhere(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", f"dataset.path={data}", "seed=3", "--cfg", "job", "table=hashing"]) == 0
+    assert "seed: 3" in capsys.readouterr().out
+    sweep = [f"dataset.path={data}", f"hydra.sweep.dir={tmp_path}", "trainer.epochs=1", "-m", "seed=choice(0,1)"]
+    assert main(["train", *sweep]) == 0
+    assert "[2/2]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

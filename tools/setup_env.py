@@ -5,7 +5,9 @@ already in place it changes nothing. Environment variables that steer it:
 
     RECEMB_TORCH   2.13 (default), 2.12 or 2.11: which line of torch to install
     RECEMB_DEVICE  cpu or cuda: overrides the search for an NVIDIA GPU
-    PIP_*          pip's own settings, among them the index to take packages from
+    PIP_*          pip's own settings, among them the index to take packages from: on an index whose plain torch is
+                   the CUDA build, point PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS at a CPU build to save gigabytes; the
+                   CUDA build works on a CPU too
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "recemb-setup.json"
+UNFINISHED = VENV / "recemb-setup.unfinished"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 
 # FBGEMM's operators are compiled against one torch, and torchrec calls one FBGEMM.
@@ -50,19 +53,24 @@ def find_device() -> str:
     return "cpu"
 
 
-def wanted_state() -> dict[str, object]:
-    """Describe the environment this checkout needs; equal to the stamp when nothing is to be done."""
-    line = os.environ.get("RECEMB_TORCH") or "2.13"
-    if line not in TRIPLES:
-        stop(f"RECEMB_TORCH is {line!r}; it takes one of {', '.join(TRIPLES)}.")
-    requirements = (ROOT / "pyproject.toml").read_bytes()
-    return {
-        "python": list(sys.version_info[:2]),
-        "device": find_device(),
-        "versions": TRIPLES[line],
-        "pyproject": hashlib.sha256(requirements).hexdigest(),
-        "root": str(ROOT),
+def wanted_state() -> dict[str, str]:
+    """Describe the environment this checkout needs; what nobody asked for is left to what is there."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = {"project": project["project"], "packages": project["tool"]["setuptools"]}
+    return {"requirements": hashlib.sha256(json.dumps(project).encode()).hexdigest(), "root": str(ROOT)} | {
+        name: asked for name in ("device", "torch") if (asked := os.environ.get(f"RECEMB_{name.upper()}"))
     }
+
+
+def is_ready(wanted: dict[str, str]) -> bool:
+    """Whether `.venv` is in the wanted state already."""
+    try:
+        there = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (VENV / "bin" / "recemb").exists() and all(there.get(name) == value for name, value in wanted.items())
 
 
 def pip(step: str, *arguments: str) -> None:
@@ -85,12 +93,18 @@ def pip(step: str, *arguments: str) -> None:
 
 def make_venv() -> None:
     """Create `.venv` anew, and say what is missing where Python comes without its venv parts."""
+    if VENV.exists() and not (STAMP.exists() or UNFINISHED.exists()):
+        stop(f"{VENV} was not made by this set-up and will not be touched; move it away and run this again.")
     try:
         venv.create(VENV, with_pip=True, clear=True)
     except (subprocess.CalledProcessError, OSError) as error:
         shutil.rmtree(VENV, ignore_errors=True)
         version = "{}.{}".format(*sys.version_info)
         stop(f"cannot create {VENV} ({error}). On Debian and Ubuntu, install python{version}-venv and run this again.")
+    except KeyboardInterrupt:
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise
+    UNFINISHED.touch()
 
 
 def main() -> None:
@@ -101,11 +115,13 @@ def main() -> None:
             f"{'.'.join(map(str, NEWEST_PYTHON))}. Name another with `make setup PYTHON=python3.12`."
         )
     wanted = wanted_state()
-    if STAMP.exists() and (VENV / "bin" / "recemb").exists() and json.loads(STAMP.read_text()) == wanted:
+    if is_ready(wanted):
         return
     started = time.monotonic()
-    versions = TRIPLES[os.environ.get("RECEMB_TORCH") or "2.13"]
-    device = str(wanted["device"])
+    line, device = wanted.get("torch", "2.13"), find_device()
+    if line not in TRIPLES:
+        stop(f"RECEMB_TORCH is {line!r}; it takes one of {', '.join(TRIPLES)}.")
+    versions = TRIPLES[line]
     print(f"setup: making {VENV} for {device} with Python {sys.version.split()[0]}, torch {versions['torch']}")
     make_venv()
     fbgemm = "fbgemm-gpu" if device == "cuda" else "fbgemm-gpu-cpu"
@@ -116,9 +132,14 @@ def main() -> None:
     check = subprocess.run([str(VENV / "bin" / "recemb"), "tables"], capture_output=True, text=True, check=False)
     if check.returncode:
         stop(f"everything is installed, but `recemb tables` fails:\n{check.stderr.strip()[-2000:]}")
-    STAMP.write_text(json.dumps(wanted, indent=2) + "\n")
+    state = {**wanted, "device": device, "torch": line, "python": sys.version.split()[0]}
+    UNFINISHED.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    os.replace(UNFINISHED, STAMP)
     print(f"setup: ready in {time.monotonic() - started:.0f} s: .venv/bin/recemb")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        stop("interrupted; the next run starts clean.")

@@ -37,11 +37,16 @@ class Feature:
     @cached_property
     def counts(self) -> torch.Tensor:
         """(V,) int64: how many training rows have each id."""
-        with pa.memory_map(str(self._file)) as source, ipc.open_file(source) as reader:
-            table = reader.read_all()
-            counts = torch.empty(self.num_embeddings, dtype=torch.int64)
-            counts[0] = int(table.schema.metadata[OUT_OF_VOCABULARY_KEY])
-            counts[1:] = torch.from_numpy(table["count"].to_numpy().copy())
+        try:
+            with pa.memory_map(str(self._file)) as source, ipc.open_file(source) as reader:
+                table = reader.read_all()
+                counts = torch.empty(self.num_embeddings, dtype=torch.int64)
+                counts[0] = int(table.schema.metadata[OUT_OF_VOCABULARY_KEY])
+                counts[1:] = torch.from_numpy(table["count"].to_numpy().copy())
+        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
+            raise RecembError(
+                f"{self._file} is missing or damaged ({error}); run recemb prepare again with overwrite=true."
+            ) from error
         return counts
 
 

@@ -1,5 +1,6 @@
 """What a backbone is: a config that builds a module over any collection."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,10 +20,10 @@ class ModelConfig:
     init_std: float = option(0.01, "standard deviation of a vector's entries before training, for every table method")
 
     def __post_init__(self) -> None:
-        if self.embedding_dim < 1:
-            raise RecembError(f"model.embedding_dim={self.embedding_dim} is too small; it must be at least 1.")
-        if self.init_std <= 0:
-            raise RecembError(f"model.init_std={self.init_std} must be positive.")
+        if not 1 <= self.embedding_dim <= 8192:
+            raise RecembError(f"model.embedding_dim={self.embedding_dim} must lie between 1 and 8192.")
+        if not 0 < self.init_std < math.inf:
+            raise RecembError(f"model.init_std={self.init_std} must be a positive number.")
 
     def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
         """Build the module.

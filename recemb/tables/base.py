@@ -57,6 +57,14 @@ class TableSpec:
                 f"table {self.name}: counts has shape {tuple(self.counts.shape)}, not ({self.num_embeddings},)."
             )
 
+        if self.counts is not None and bool((self.counts[1:].diff() > 0).any()):
+            raise RecembError(
+                f"table {self.name}: counts must fall from id 1 on; number the ids by descending frequency, or leave "
+                "counts out."
+            )
+        if not 0 < self.init_std < math.inf:
+            raise RecembError(f"table {self.name}: init_std is {self.init_std}; it must be a positive number.")
+
     @property
     def full_bytes(self) -> int:
         """Bytes of the uncompressed fp32 table."""
@@ -123,7 +131,11 @@ class Layout:
 
 @dataclass(kw_only=True)
 class TableConfig:
-    """Options of a method. A plain dataclass, so that Hydra can type, override and print it."""
+    """Options of a method. A plain dataclass, so that Hydra can type, override and print it.
+
+    Options that say how large the tables are have the default None: a budget sets them, and somebody who gives both is
+    told so.
+    """
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Lay out the physical tables for these logical tables without allocating them."""

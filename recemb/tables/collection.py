@@ -68,7 +68,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._permutation: Tensor
         _check_names(specs)
         self.specs = list(specs)
-        self.method: CompressedTable = create_table(config, specs)
+        self.method: CompressedTable = create_table(config, specs).to(device)
         layout = self.method.layout
         self._features = [name for spec in specs for name in spec.feature_names]
         self._spec_of_feature = [index for index, spec in enumerate(specs) for _ in spec.feature_names]
@@ -189,6 +189,12 @@ class CompressedEmbeddingBagCollection(nn.Module):
     def _ordered(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Bring the features into the collection's order: ids (N,) and lengths (F, B)."""
         keys = features.keys()
+        if features.weights_or_none() is not None:
+            raise RecembError("the batch has per-id weights, which compressed tables do not take; leave them out.")
+        if features.variable_stride_per_key():
+            raise RecembError("the batch has another number of bags for each feature; all must have the same.")
+        if features.values().is_floating_point():
+            raise RecembError(f"ids must be integers, and the batch holds {features.values().dtype}.")
         if keys != self._features:
             missing = [name for name in self._features if name not in keys]
             if missing:
@@ -242,6 +248,8 @@ def _lookups(of_specs: list[list[int]], spec_of_feature: list[int]) -> Iterator[
 
 
 def _check_names(specs: Sequence[TableSpec]) -> None:
+    if not specs:
+        raise RecembError("a collection needs at least one table.")
     for what, names in (
         ("table", [spec.name for spec in specs]),
         ("feature", [name for spec in specs for name in spec.feature_names]),
@@ -250,8 +258,11 @@ def _check_names(specs: Sequence[TableSpec]) -> None:
             if count > 1:
                 raise RecembError(f"{what} {name!r} is named {count} times; names must differ.")
     for spec in specs:
-        if "." in spec.name or not spec.name:
-            raise RecembError(f"table name {spec.name!r} cannot be used: it must not be empty or hold a dot.")
+        if "." in spec.name or not spec.name or hasattr(nn.ModuleDict, spec.name):
+            raise RecembError(
+                f"table name {spec.name!r} cannot be used: it must not be empty, hold a dot or be a method of "
+                "torch.nn.ModuleDict, as keys and type are."
+            )
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -268,5 +279,5 @@ def _pick_lane(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
     """Take `width` of the stored floats: lane 0 is the first `width`, lane 1 the next."""
     if stored.shape[1] == width or lane is None:
         return stored
-    lanes = stored.view(len(stored), -1, width)
+    lanes = stored.view(len(stored), stored.shape[1] // width, width)
     return lanes.gather(1, lane.view(-1, 1, 1).expand(-1, 1, width)).squeeze(1)

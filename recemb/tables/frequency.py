@@ -51,6 +51,9 @@ class FrequencyConfig(TableConfig):
         def bytes_at(keep: int) -> int:
             return dataclasses.replace(self, keep=keep).layout(specs).serving_bytes
 
+        everything = dataclasses.replace(self, keep=None)
+        if everything.layout(specs).serving_bytes <= budget_bytes:
+            return everything
         candidates = sum(spec.num_embeddings - 1 for spec in specs)
         return dataclasses.replace(self, keep=largest_within(budget_bytes, bytes_at, 0, candidates, "table=frequency"))
 

@@ -29,7 +29,13 @@ class FullConfig(TableConfig):
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Hold every id's own row."""
-        widths = [min(self.width or spec.embedding_dim, spec.embedding_dim) for spec in specs]
+        for spec in specs:
+            if self.width is not None and self.width > spec.embedding_dim:
+                raise RecembError(
+                    f"table.width={self.width} is wider than the vectors of table {spec.name}, which the model wants "
+                    f"{spec.embedding_dim} wide (model.embedding_dim)."
+                )
+        widths = [self.width or spec.embedding_dim for spec in specs]
         return Layout(
             tables=[
                 PhysicalTable(spec.name, spec.num_embeddings, width, spec.init_std)
@@ -45,7 +51,7 @@ class FullConfig(TableConfig):
         def bytes_at(width: int) -> int:
             return dataclasses.replace(self, width=width).layout(specs).serving_bytes
 
-        widest = max(spec.embedding_dim for spec in specs)
+        widest = min(spec.embedding_dim for spec in specs)
         return dataclasses.replace(self, width=largest_within(budget_bytes, bytes_at, 1, widest, "table=full"))
 
 

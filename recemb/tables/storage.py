@@ -44,8 +44,8 @@ class FusedOptimizer(NamedTuple):
     """
 
     name: str = "rowwise_adagrad"
-    lr: float = 0.01
-    eps: float = 1e-8
+    lr: float = 0.02
+    eps: float = 1e-4
 
     def kwargs(self) -> dict[str, Any]:
         """Write it as arguments of FBGEMM's batched tables."""
@@ -79,6 +79,17 @@ class _Bag(nn.Module):
     def __init__(self, weight: Tensor, requires_grad: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=requires_grad)
+
+
+class _ViewBag(_Bag):
+    """A bag whose weight is a view of a kernel's memory: it is copied into, never replaced."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight, requires_grad=False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        copying = {**local_metadata, "assign_to_params_buffers": False}
+        super()._load_from_state_dict(state_dict, prefix, copying, *rest)
 
 
 class PlainTables(nn.Module):
@@ -154,6 +165,7 @@ class FusedTables(nn.Module):
     ) -> None:
         super().__init__()
         device = device or torch.device("cpu")
+        self._arguments = (tuple(tables), tuple(lookup_tables), optimizer, device)
         on_gpu = device.type == "cuda"
         place = (
             (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if on_gpu else (EmbeddingLocation.HOST, ComputeDevice.CPU)
@@ -171,7 +183,7 @@ class FusedTables(nn.Module):
         self._batched = [batched]
         self.embedding_bags = nn.ModuleDict(
             {
-                table.name: _Bag(weight.view(-1, table.dim)[: table.rows], requires_grad=False)
+                table.name: _ViewBag(weight.view(-1, table.dim)[: table.rows])
                 for table, weight in zip(tables, batched.split_embedding_weights(), strict=True)
             }
         )
@@ -179,6 +191,29 @@ class FusedTables(nn.Module):
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
         return self._batched[0](rows, offsets)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FusedTables":
+        """Refuse what would cut the named weights loose from the kernel's memory."""
+        _, _, _, device = self._arguments
+        probe = fn(torch.empty(0, device=device))
+        if probe.dtype != torch.float32 or probe.device.type != device.type:
+            raise RecembError(
+                f"fused tables stay float32 on {device.type}; make the collection anew for {probe.dtype} on "
+                f"{probe.device.type}, or without optimizer= for ordinary parameters."
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedTables":
+        twin = FusedTables(*self._arguments)
+        twin.load_state_dict(self.state_dict())
+        states = (tables.split_optimizer_states() for tables in (*twin._batched, *self._batched))
+        for ours, theirs in zip(*states, strict=True):
+            for own, other in zip(ours, theirs, strict=True):
+                own.copy_(other)
+        return twin
+
+    def __getstate__(self) -> Any:
+        raise RecembError("fused tables cannot be pickled; save the collection's state_dict() instead.")
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the rows."""

@@ -15,8 +15,13 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     """Write the model's weights to a folder; an earlier one is replaced only when the new one is whole."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _one_process():
-        dcp.save(model.state_dict(), checkpoint_id=partial, no_dist=True)
+    try:
+        with _one_process():
+            dcp.save(model.state_dict(), checkpoint_id=partial, no_dist=True)
+    except BaseException:
+        # Half a checkpoint helps nobody and may be what fills the disk.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     replaced = folder.with_name(folder.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 
 def binary_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -22,10 +21,12 @@ def binary_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     scores, targets = logits.double(), labels.double()
     logloss = float(torch.nn.functional.binary_cross_entropy_with_logits(scores, targets))
     rate = float(targets.mean())
-    if not 0 < rate < 1:
+    if not 0 < rate < 1 or math.isnan(logloss):
         return {"auc": math.nan, "logloss": logloss, "ne": math.nan}
     entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-    # Ranks are what AUC needs: they keep apart scores whose probabilities would round to the same number.
-    ranks = torch.unique(scores, return_inverse=True)[1].double()
-    auc = float(binary_auroc(ranks / max(float(ranks.max()), 1.0), targets.long(), validate_args=False))
-    return {"auc": auc, "logloss": logloss, "ne": logloss / entropy}
+    # The Mann-Whitney form in float64: torchmetrics' own AUC accumulates in float32.
+    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[place]
+    positives, rows = float(targets.sum()), len(targets)
+    wins = float(ranks[targets > 0].sum()) - positives * (positives + 1) / 2
+    return {"auc": wins / (positives * (rows - positives)), "logloss": logloss, "ne": logloss / entropy}

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 from recemb.options import RecembError
 from recemb.record import RECORD
 
-_OURS = ("run.json", "config.yaml", "predictions.parquet", "checkpoint", "checkpoint.partial", "checkpoint.replaced")
+_OURS = (RECORD, "config.yaml", "predictions.parquet", "checkpoint", "checkpoint.partial", "checkpoint.replaced")
 
 
 class RunFolder:
@@ -26,7 +28,7 @@ class RunFolder:
         overwrite: replace a completed run. An unfinished one is always replaced.
 
     Raises:
-        RecembError: the folder cannot be written, holds a completed run, or a run that is still going.
+        RecembError: the folder cannot be written, or holds a completed run, one still going, or other things.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -35,27 +37,44 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecembError(f"cannot make the run folder {path}: {error.strerror}.") from error
-        earlier = self._earlier()
-        if earlier.get("status") == "completed" and not overwrite:
+        self._claim()
+        self._make_room(overwrite)
+
+    def _claim(self) -> None:
+        """Lock the folder for as long as this object lives; the system lets go when a process dies."""
+        self._handle = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RecembError(f"another run is going on in {self.path}; choose another hydra.run.dir.") from error
+
+    def _make_room(self, overwrite: bool) -> None:
+        """Remove an earlier, unfinished run; touch nothing that was not left by a run."""
+        found = [self.path / name for name in _OURS if (self.path / name).exists()]
+        found += self.path.glob("events.out.tfevents.*")
+        if found and not (self.path / RECORD).exists():
             raise RecembError(
-                f"{path} already holds a completed run ({earlier.get('command') or earlier.get('method')}); choose "
-                "another hydra.run.dir or pass overwrite=true."
+                f"{self.path} holds {found[0].name}, which no run left there and nobody will touch; "
+                "choose another hydra.run.dir."
             )
-        if earlier.get("status") == "running" and _is_alive(earlier.get("process")):
+        status = self._earlier_status() if found else None
+        if found and not overwrite and status not in ("running", "failed", "interrupted"):
             raise RecembError(
-                f"process {earlier['process']} is still training in {path}; choose another hydra.run.dir."
+                f"{self.path} already holds a {status or 'damaged'} run; choose another hydra.run.dir or pass "
+                "overwrite=true."
             )
-        for name in _OURS:
-            shutil.rmtree(path / name, ignore_errors=True)
-            (path / name).unlink(missing_ok=True)
-        for events in path.glob("events.out.tfevents.*"):
-            events.unlink()
+        for path in found:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def start(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write the config and the first record, and return it."""
+        self.write(record)  # first, since it is what tells a run's folder from any other
         with self.replacing("config.yaml") as partial:
             partial.write_text(yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True), encoding="utf-8")
-        self.write(record)
         return record
 
     def write(self, record: dict[str, Any]) -> None:
@@ -77,24 +96,12 @@ class RunFolder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _earlier(self) -> dict[str, Any]:
+    def _earlier_status(self) -> str | None:
         try:
             found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-
-def _is_alive(process: Any) -> bool:
-    if not isinstance(process, int) or process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+            return None
+        return found.get("status") if isinstance(found, dict) else None
 
 
 def _finite(value: Any) -> Any:

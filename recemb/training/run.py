@@ -1,11 +1,12 @@
 """One training run from a config to a folder: config.yaml, run.json, predictions.parquet, TensorBoard, checkpoint/."""
 
+import dataclasses
 import datetime
 import logging
-import os
 import platform
 import random
 import time
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from recemb.budget import format_bytes, parse_budget
-from recemb.datasets import PreparedDataset, prepare
+from recemb.datasets import DatasetConfig, PreparedDataset, prepare
+from recemb.datasets.prepared import META
 from recemb.options import RecembError
 from recemb.record import SCHEMA
 from recemb.tables.base import TableConfig, TableSpec, total_full_bytes
@@ -34,13 +36,15 @@ log = logging.getLogger(__name__)
 _SAMPLE_ROWS = 131_072
 
 
-def train(config: "RunConfig", folder: Path, command: str = "") -> dict[str, Any]:
+def train(config: "RunConfig", folder: Path, command: str = "", asked: Collection[str] = ()) -> dict[str, Any]:
     """Train and test one model, leaving a record whatever happens.
 
     Args:
         config: the run; its table gets its sizes here where a budget is given.
         folder: where everything goes; made if missing.
         command: the command line that repeats the run, for the record.
+        asked: names of the data set's options that somebody gave, even where they equal the default; data that was
+            prepared otherwise is refused.
 
     Returns:
         The record, as in run.json.
@@ -49,13 +53,14 @@ def train(config: "RunConfig", folder: Path, command: str = "") -> dict[str, Any
         RecembError: something the caller can mend, the budget and the data first; no record is left for those two.
         KeyboardInterrupt: passed on after the record says `interrupted`.
     """
-    dataset = open_dataset(config)
+    dataset = open_dataset(config, asked)
     specs = table_specs(dataset, config)
     table = sized(config, specs)
+    table.layout(specs)  # options that do not fit these tables are told before anything is written
     device = config.trainer.torch_device()
     run = RunFolder(folder, overwrite=config.overwrite)
     clock = time.monotonic()
-    record = run.start(_head(config, dataset, command))
+    record = run.start(_head(dataclasses.replace(config, table=table), dataset, command))
     try:
         seed_everything(config.seed)
         tables = CompressedEmbeddingBagCollection(
@@ -64,7 +69,6 @@ def train(config: "RunConfig", folder: Path, command: str = "") -> dict[str, Any
         model = config.model.build(tables, dense_sample(dataset)).to(device)
         record["kept"] = tables.kept
         record["bytes"] = count_bytes(model, tables)
-        record["config"]["table"] |= {"name": method_of(table).name, **vars(table)}
         log.info(
             "%s on %s: tables %s, kept %.4g, %.3gx smaller than %s; backbone %s",
             record["method"], record["dataset"], format_bytes(record["bytes"]["tables_serving"]),
@@ -91,28 +95,39 @@ def train(config: "RunConfig", folder: Path, command: str = "") -> dict[str, Any
         raise
     finally:
         record["seconds"] = round(time.monotonic() - clock, 3)
-        run.write(record)
+        _write_last(run, record)
     return record
 
 
-def open_dataset(config: "RunConfig") -> PreparedDataset:
+def _write_last(run: RunFolder, record: dict[str, Any]) -> None:
+    """Write the final record; where that fails after something else failed, the first failure is the one to tell."""
+    try:
+        run.write(record)
+    except RecembError as error:
+        if record["status"] == "completed":
+            raise
+        log.warning("%s", error)
+
+
+def open_dataset(config: "RunConfig", asked: Collection[str] = ()) -> PreparedDataset:
     """Open the prepared data, preparing it first where the config says from what.
 
     Raises:
         RecembError: there is none, or it was prepared with other options than those asked for.
     """
     wanted = config.dataset
-    if Path(wanted.path).exists() or (hasattr(wanted, "source") and wanted.source is None):
-        dataset = PreparedDataset.open(wanted.path)
-    else:
-        log.info("preparing %s in %s", wanted.name, wanted.path)
+    source = getattr(wanted, "source", None)
+    generated = not hasattr(wanted, "source")
+    if source is not None or (generated and not (Path(wanted.path).expanduser() / META).exists()):
         dataset = prepare(wanted)
-    refuse_other_data(wanted, dataset)
+    else:
+        dataset = PreparedDataset.open(wanted.path)
+    refuse_other_data(wanted, dataset, asked)
     return dataset
 
 
-def refuse_other_data(wanted: Any, dataset: PreparedDataset) -> None:
-    """Raise where an option that was set differs from what the data was prepared with; defaults ask for nothing."""
+def refuse_other_data(wanted: DatasetConfig, dataset: PreparedDataset, asked: Collection[str] = ()) -> None:
+    """Raise where an option that was given differs from what the data was prepared with; defaults ask for nothing."""
     made_by = dict(dataset.meta["config"])
     if dataset.meta["dataset"] != wanted.name:
         raise RecembError(
@@ -121,7 +136,7 @@ def refuse_other_data(wanted: Any, dataset: PreparedDataset) -> None:
         )
     default = type(wanted)().identity()
     for name, value in wanted.identity().items():
-        if value != default[name] and name in made_by and made_by[name] != value:
+        if (value != default[name] or name in asked) and name in made_by and made_by[name] != value:
             raise RecembError(
                 f"dataset.{name}={value} was asked for, but {wanted.path} was prepared with {name}={made_by[name]}; "
                 "leave the option out or prepare another dataset.path."
@@ -147,6 +162,13 @@ def sized(config: "RunConfig", specs: list[TableSpec]) -> TableConfig:
     """Size the table method for the run's budget, or leave it as configured where there is none."""
     if config.budget is None:
         return config.table
+    for size in dataclasses.fields(config.table):
+        # Sizes are the options whose default is None.
+        if size.default is None and getattr(config.table, size.name) is not None:
+            raise RecembError(
+                f"budget={config.budget} and table.{size.name}={getattr(config.table, size.name)} both say how large "
+                "the tables are; give one of them."
+            )
     return config.table.fit(specs, parse_budget(config.budget, total_full_bytes(specs)))
 
 
@@ -204,6 +226,8 @@ def versions() -> dict[str, str]:
 def _head(config: "RunConfig", dataset: PreparedDataset, command: str) -> dict[str, Any]:
     """What is known of a run before it starts."""
     meta = dataset.meta
+    values = config.to_dict()
+    values["dataset"] |= meta["config"]  # what the data is, not what defaults say
     splits = ("train", "valid", "test")
     return {
         "schema": SCHEMA,
@@ -228,11 +252,10 @@ def _head(config: "RunConfig", dataset: PreparedDataset, command: str) -> dict[s
         "training": {},
         "throughput": {},
         "seconds": 0.0,
-        "config": config.to_dict(),
+        "config": values,
         "versions": versions() | {"threads": str(torch.get_num_threads())},
         "dataset_fingerprint": dataset.fingerprint,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "process": os.getpid(),
     }
 
 

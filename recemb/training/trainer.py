@@ -33,9 +33,11 @@ class TrainerConfig:
     lr: float = option(3e-3, "learning rate of Adam, which trains everything but the tables' rows")
     weight_decay: float = option(0.0, "decoupled weight decay of Adam (AdamW)")
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the tables' rows: rowwise_adagrad, adagrad or sgd")
-    table_lr: float = option(0.02, "learning rate of the tables' rows")
-    table_eps: float = option(1e-4, "epsilon of the tables' Adagrad: damps the first steps of ids seen once")
-    schedule: str = option("linear", "learning rates over the run: linear (down to zero at the last step) or constant")
+    table_lr: float = option(FusedOptimizer().lr, "learning rate of the tables' rows")
+    table_eps: float = option(
+        FusedOptimizer().eps, "epsilon of the tables' Adagrad: damps the first steps of ids seen once"
+    )
+    schedule: str = option("linear", "learning rates over the run: linear (falling to zero) or constant")
     evaluations_per_epoch: int = option(8, "evaluations on validation rows in one epoch")
     patience: int = option(6, "evaluations without a better result after which training stops")
     monitor: str = option("logloss", "what is better on validation rows: logloss or auc")
@@ -221,6 +223,11 @@ class Trainer:
         progress, monitor = self.progress, self.config.monitor
         for name, value in metrics.items():
             self.writer.add_scalar(f"valid/{name}", value, progress.steps)
+        if math.isnan(metrics[monitor]):
+            raise RecembError(
+                f"{monitor} on validation is no number: its rows are all of one class, or the weights are broken; "
+                "prepare more rows, or use trainer.monitor=logloss."
+            )
         sign = 1 if monitor == "logloss" else -1
         if not progress.best or sign * metrics[monitor] < sign * progress.best[monitor]:
             progress.best, progress.best_step = metrics, progress.steps

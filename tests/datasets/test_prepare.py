@@ -114,10 +114,16 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
         others.append(
             prepare(CriteoConfig(path=str(tmp_path / f"c{column}"), source=source), progress=False).fingerprint
         )
+    renamed = [[*row[:39], "deadbeef"] for row in rows], [[*row[:39], "deadbeee"] for row in rows]
+    for number, changed in enumerate(renamed):
+        # Ids and counts are the same in both, and only what they stand for differs.
+        source = samples.write(tmp_path / f"renamed{number}.txt", changed)
+        config = CriteoConfig(path=str(tmp_path / f"e{number}"), source=source)
+        others.append(prepare(config, progress=False).fingerprint)
     for number, options in enumerate(({"min_count": 1}, {"protocol": "random"}, {"min_counts": {"C1": 1}})):
         config = CriteoConfig(path=str(tmp_path / f"d{number}"), source=str(tmp_path / "a.txt"), **options)
         others.append(prepare(config, progress=False).fingerprint)
-    assert len({base.fingerprint, *others}) == 7
+    assert len({base.fingerprint, *others}) == 9
 
 
 def test_progress_shows_every_pass_and_the_speed_on_stderr(tmp_path, capfd):

@@ -52,6 +52,8 @@ def test_rows_do_not_depend_on_how_they_are_cut(raw):
 def test_another_seed_gives_other_rows(raw):
     other = rows_of(rows=60_000, seed=6)
     assert not np.array_equal(raw[0], other[0])
+    assert not np.array_equal(np.isnan(raw[1]), np.isnan(other[1]))
+    assert not np.array_equal(raw[32] == -1, other[32] == -1)
     assert not np.intersect1d(raw[16], other[16]).size > 2
 
 

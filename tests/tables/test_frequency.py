@@ -1,6 +1,7 @@
 """Frequency truncation against a sort of all ids."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,3 +51,11 @@ def test_rare_ids_share_the_row_of_unseen_values():
     rows = tables.method.remap(torch.arange(5), torch.zeros(5, dtype=torch.int64))
     np.testing.assert_array_equal(rows, [0, 1, 2, 0, 0])
     assert tables.method.layout.tables[0].rows == 3
+
+
+@pytest.mark.parametrize("more", [0, 10])
+def test_the_full_tables_bytes_keep_everything(more: int):
+    """The last kept id makes the map superfluous: bytes fall there."""
+    specs = specs_with([[1] * 99] * 26)
+    config = FrequencyConfig().fit(specs, 26 * 100 * 4 * 4 + more)
+    assert config.keep is None
