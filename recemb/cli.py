@@ -263,8 +263,8 @@ def _hydra_in_one_sentence(error: Exception) -> str:
         return f"{text.removeprefix('Error merging override').strip()}: {why}."
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas or = needs "
-            "quotes of its own."
+            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas or = "
+            "needs quotes of its own."
         )
     if text.startswith("Ambiguous value"):
         return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: sweep with -m."
