@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     EmbeddingLocation,
@@ -177,6 +178,7 @@ class FusedTables(nn.Module):
             [(*shape, *place) for shape in stored],
             feature_table_map=list(lookup_tables),
             device=device,
+            bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
             **optimizer.kwargs(),
         )
         # In a list, so that its one flat weight is not a second parameter beside the tables' own names.

@@ -91,6 +91,26 @@ def test_the_teacher_is_as_strong_as_asked_for(auc, positive_rate):
         assert abs(columns[0][part].mean() - columns[-1][part].mean()) < 4.5 * deviation
 
 
+def test_every_feature_and_rare_values_carry_signal(raw):
+    logit = np.log(raw[-1] / (1 - raw[-1]))
+    logit -= logit.mean()
+    halves = np.arange(len(logit)) % 2 == 0
+
+    def shared_variance(column, seen_at_least, seen_at_most):
+        """Return how far the mean logits of values agree between two halves of the rows, 0 for pure chance."""
+        _, values, counts = np.unique(column, return_inverse=True, return_counts=True)
+        sums = [np.bincount(values[half], logit[half], len(counts)) for half in (halves, ~halves)]
+        sizes = [np.bincount(values[half], minlength=len(counts)) for half in (halves, ~halves)]
+        chosen = (counts >= seen_at_least) & (counts <= seen_at_most) & (sizes[0] > 0) & (sizes[1] > 0)
+        one, other = (total[chosen] / size[chosen] for total, size in zip(sums, sizes, strict=True))
+        return np.average(one * other, weights=counts[chosen])
+
+    everywhere = [shared_variance(column, 2, 10**9) for column in raw[14:-1]]
+    assert sum(variance > 0.004 for variance in everywhere) >= 24
+    rare = [shared_variance(raw[13 + f], 2, 5) for f in (3, 4, 12, 16, 21)]
+    assert min(rare) > 0.01
+
+
 def test_it_has_the_shape_of_criteo(raw):
     distinct = [len(np.unique(column)) for column in raw[14:-1]]
     top = [np.unique(column, return_counts=True)[1].max() / len(column) for column in raw[14:-1]]
