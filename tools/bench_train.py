@@ -4,10 +4,10 @@
 
 One step is lookup, backward and update of 26 tables for one batch, without a dense network, which would be the same
 for all. The peers: torch's `nn.EmbeddingBag(sparse=True)` with Adagrad, one bag a feature; and one concatenated
-`nn.Embedding` with dense-gradient Adam, as common CTR libraries train theirs. The three take turns; each takes two steps
-a turn and the second is timed, so that nobody pays for the caches another one swept. Absolute times of a shared machine
-mean little, ratios within a run mean more. FBGEMM's CPU kernels use one core and torch's own all, so both counts are
-shown. The second figure is the share of a training step, DLRM included, that feeding a
+`nn.Embedding` with dense-gradient Adam, as common CTR libraries train theirs. The three take turns; each takes two
+steps a turn and the second is timed, so that nobody pays for the caches another one swept. Absolute times of a shared
+machine mean little, ratios within a run mean more. FBGEMM's CPU kernels use one core and torch's own all, so both
+counts are shown. The second figure is the share of a training step, DLRM included, that feeding a
 batch from a prepared data set takes.
 """
 
