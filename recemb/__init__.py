@@ -3,29 +3,32 @@
 Name a method and a byte budget, train the same CTR model, read an honest memory/accuracy report.
 """
 
+import importlib
 import os
+from typing import Any
+
+from recemb._platform import check_platform
 
 # Idle OpenMP threads otherwise spin, and on a machine with anything else to do a training step takes ten times as long.
 # The runtime reads this once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from recemb._platform import check_platform
-
 check_platform()
 
-from recemb import tables as _tables  # noqa: F401 - registers the methods
-from recemb.options import RecembError
-from recemb.tables.base import TableSpec
-from recemb.tables.collection import CompressedEmbeddingBagCollection
-from recemb.tables.registry import get_table, list_tables
-from recemb.tables.storage import FusedOptimizer
-
-__all__ = [
-    "CompressedEmbeddingBagCollection",
-    "FusedOptimizer",
-    "RecembError",
-    "TableSpec",
-    "get_table",
-    "list_tables",
-]
+_HOMES = {
+    "CompressedEmbeddingBagCollection": "recemb.tables.collection",
+    "FusedOptimizer": "recemb.tables.storage",
+    "RecembError": "recemb.options",
+    "TableSpec": "recemb.tables.base",
+    "get_table": "recemb.tables.registry",
+    "list_tables": "recemb.tables.registry",
+}
+__all__ = list(_HOMES)
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch and torchrec take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recemb' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

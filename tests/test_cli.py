@@ -300,6 +300,20 @@ def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path,
     assert "Traceback" not in error
 
 
+def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path: Path):
+    command = [sys.executable, "-X", "importtime", "-m", "recemb", "train"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith("numpy"):  # early among what torch imports
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert "recemb: interrupted." in rest
+    assert "Traceback" not in rest
+
+
 def test_a_sweep_goes_on_past_a_job_that_fails_and_reports(data: Path, tmp_path: Path):
     done = recemb(
         "train", "-m", "table=full,frequency", "budget=1/64,1/4", f"dataset.path={data}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recemb.budget import format_bytes
 from recemb.options import RecembError
 
 
@@ -25,7 +26,7 @@ def writing_to(path: Path, bytes_needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        need = f" (about {bytes_needed / 1e9:.1f} GB are needed)" if bytes_needed else ""
+        need = f" (about {format_bytes(bytes_needed)} are needed)" if bytes_needed else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RecembError(
                 f"There is no room left to write {path}{need}; free some, or choose another dataset.path."

@@ -67,7 +67,7 @@ def test_an_interrupted_run_leaves_nothing_and_can_be_run_again(tmp_path, how):
 def test_a_full_disk_is_one_sentence(tmp_path):
     child, answers = start(SyntheticConfig(path=str(tmp_path / "my out"), rows=2_000_000), largest_file=1 << 20)
     assert answers.recv() == (
-        f"There is no room left to write {tmp_path}/my out (about 0.7 GB are needed); "
+        f"There is no room left to write {tmp_path}/my out (about 629 MiB are needed); "
         "free some, or choose another dataset.path."
     )
     child.join()
