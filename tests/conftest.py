@@ -1,5 +1,6 @@
-"""What every test needs: the samples beside the tests, and one thread, since test processes share few cores."""
+"""What every test needs: the samples beside the tests, one thread, since processes share few cores, and Ctrl-C."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,3 +9,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(1)
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
