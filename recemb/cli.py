@@ -195,7 +195,8 @@ def _flags_first(arguments: list[str]) -> list[str]:
             if argument in _FLAGS_WITH_VALUE:
                 flags += [value for value in (next(rest, None),) if value is not None]
         else:
-            options.append(argument)
+            # An open mapping: Hydra wants to be told that its keys are new.
+            options.append(f"++{argument}" if argument.startswith("dataset.min_counts") else argument)
     return flags + options
 
 

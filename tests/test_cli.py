@@ -271,6 +271,14 @@ def test_options_that_contradict_are_one_sentence(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_minimum_counts_of_single_features_are_given_as_help_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = ["prepare", "dataset.rows=2000", f"dataset.path={tmp_path}/data"]
+    assert main([*rows, "dataset.min_counts={C1: 10}"]) == 0
+    assert json.loads((tmp_path / "data" / "meta.json").read_text())["config"]["min_counts"] == {"C1": 10}
+    assert main([*rows, "dataset.min_counts={X1: 10}"]) == 2
+    assert "names the feature X1" in capsys.readouterr().err
+
+
 def test_flags_may_stand_anywhere(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", f"dataset.path={data}", "seed=3", "--cfg", "job", "table=hashing"]) == 0
     assert "seed: 3" in capsys.readouterr().out

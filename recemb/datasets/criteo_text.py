@@ -177,7 +177,11 @@ def _is_integer(field: bytes) -> bool:
         return True
     # int() is quadratic in the length, and no integer of 64 bits has more than 20 characters but for leading zeros.
     digits = field.removeprefix(b"-").lstrip(b"0")
-    return bool(_INTEGER.fullmatch(field)) and len(digits) <= 19 and -(2**63) <= int(field) < 2**63
+    return (
+        bool(_INTEGER.fullmatch(field))
+        and len(digits) <= 19
+        and -(2**63) <= int(field[:1].strip(b"0123456789") + (digits or b"0")) < 2**63
+    )
 
 
 def _is_utf8(field: bytes) -> bool:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recemb.datasets.base import BAD_ROW_POLICIES, DatasetConfig, RowSource
 from recemb.datasets.machine import writing_to
 from recemb.datasets.passes import Preparation
 from recemb.datasets.prepared import META, PreparedDataset
+from recemb.datasets.splits import SPLITS
 from recemb.datasets.workspace import publish, workspace
 from recemb.options import RecembError
 
@@ -42,7 +44,7 @@ def prepare(
     source = config.open(on_bad_rows=on_bad_rows)
     _check_min_counts(config, source)
     with writing_to(Path(config.path)):
-        target = Path(config.path).expanduser().resolve()
+        target = _resolved(config.path)
     if (finished := _reusable(target, config, source, on_bad_rows, overwrite)) is not None:
         log.info("%s holds this data set already; nothing to do.", config.path)
         return finished
@@ -98,18 +100,41 @@ def _reusable(
                 f"{config.path} is a folder with other things in it, which will not be touched; "
                 "choose another dataset.path."
             ) from error
-        if overwrite:
-            return None
-        raise
+        if not overwrite:
+            raise
+        _refuse_foreign(target, config)
+        return None
     differences = _differences(there.meta, config, source, on_bad_rows)
     if not differences:
         return there
     if overwrite:
+        _refuse_foreign(target, config)
         return None
     raise RecembError(
         f"{config.path} holds a data set made with {'; '.join(differences)}; "
         "pass overwrite=true to replace it, or choose another dataset.path."
     )
+
+
+def _refuse_foreign(target: Path, config: DatasetConfig) -> None:
+    """Let a prepared data set be replaced only where nothing else lies in its folder, its own source least of all."""
+    ours = {META, "vocabulary", *(f"{split}.arrow" for split in SPLITS)}
+    if foreign := sorted(path.name for path in target.iterdir() if path.name not in ours):
+        raise RecembError(
+            f"{config.path} holds {foreign[0]} beside a prepared data set, and would lose it; move it away, or choose "
+            "another dataset.path."
+        )
+
+
+def _resolved(path: str) -> Path:
+    """Follow the path of a data set to where it will lie."""
+    try:
+        target = Path(path).expanduser().resolve()
+    except RuntimeError as error:
+        raise RecembError(f"{path} cannot be followed ({error}); choose another dataset.path.") from error
+    if target.is_mount():
+        raise RecembError(f"{path} is a mount point, which cannot be replaced whole; name a folder inside it.")
+    return target
 
 
 def _differences(meta: dict[str, Any], config: DatasetConfig, source: RowSource, on_bad_rows: str) -> list[str]:
@@ -126,4 +151,7 @@ def _differences(meta: dict[str, Any], config: DatasetConfig, source: RowSource,
 
 
 def _files(files: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{file['name']} of {file['size']} bytes" for file in files)
+    return ", ".join(
+        f"{file['name']} of {file['size']} bytes, written {datetime.fromtimestamp(file['modified_ns'] / 1e9)}"
+        for file in files
+    )

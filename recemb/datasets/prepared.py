@@ -28,24 +28,25 @@ class Feature:
     Attributes:
         name: the column.
         num_embeddings: V.
+        vocabulary: the Arrow file of its values and their counts.
     """
 
     name: str
     num_embeddings: int
-    _file: Path = field(repr=False)
+    vocabulary: Path = field(repr=False)
 
     @cached_property
     def counts(self) -> torch.Tensor:
         """(V,) int64: how many training rows have each id."""
         try:
-            with pa.memory_map(str(self._file)) as source, ipc.open_file(source) as reader:
+            with pa.memory_map(str(self.vocabulary)) as source, ipc.open_file(source) as reader:
                 table = reader.read_all()
                 counts = torch.empty(self.num_embeddings, dtype=torch.int64)
                 counts[0] = int(table.schema.metadata[OUT_OF_VOCABULARY_KEY])
                 counts[1:] = torch.from_numpy(table["count"].to_numpy().copy())
         except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
             raise RecembError(
-                f"{self._file} is missing or damaged ({error}); run recemb prepare again with overwrite=true."
+                f"{self.vocabulary} is missing or damaged ({error}); run recemb prepare again with overwrite=true."
             ) from error
         return counts
 
@@ -96,11 +97,15 @@ class PreparedDataset:
         for split in SPLITS:
             try:
                 splits[split] = SplitFile(folder / f"{split}.arrow", meta["rows"][split])
-            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
                 raise RecembError(
                     f"{folder / split}.arrow is missing or damaged ({error}); {advice} again with overwrite=true."
                 ) from error
-        return cls(folder, meta, splits)
+        dataset = cls(folder, meta, splits)
+        for feature in dataset.features:
+            if not feature.vocabulary.is_file():
+                raise RecembError(f"{feature.vocabulary} is missing; {advice} again with overwrite=true.")
+        return dataset
 
     @property
     def dense_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recemb.datasets.machine import writing_to
+from recemb.datasets.prepared import META
 from recemb.options import RecembError
 
 _LOCK = "lock"
@@ -66,6 +67,12 @@ def _lock(partial: Path, shown: str) -> int:
     """Create `partial` if need be and take its lock; return the descriptor that holds it."""
     while True:
         partial.mkdir(parents=True, exist_ok=True)
+        # Its lock marks a folder of ours, or at the very end, when the lock is gone, its record.
+        ours = (partial / _LOCK).exists() or (partial / META).exists() or not any(partial.iterdir())
+        if partial.is_symlink() or not ours:
+            raise RecembError(
+                f"{partial} is in the way and was made by somebody else; move it away, or choose another dataset.path."
+            )
         try:
             lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
@@ -107,7 +114,7 @@ def _old(target: Path) -> Path:
 def _restore(target: Path) -> None:
     """Mend a replacement that was cut short: put the older folder back, or finish removing it."""
     old = _old(target)
-    if old.exists():
+    if (old / META).is_file() and not old.is_symlink():
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:

@@ -34,7 +34,7 @@ def svg_chart(section: Section, metric: str, layout: Layout, styles: Mapping[str
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="#|url\(#)(?!point-)', rf"\1{prefix}-", text)
     label = html.escape(f"{TITLES[metric]} against serving bytes, {section.name}", quote=True)
-    (viewbox,) = re.findall(r'viewBox="[^"]+"', text)
+    viewbox, *_ = re.findall(r'viewBox="[^"]+"', text)  # the first is the drawing's, others are in somebody's names
     text = f'<svg {viewbox} role="group" aria-label="{label}">{text[text.index(">") + 1 :]}'
     tips = {point.anchor: html.escape(f"{point.label}: {_tip(point, metric)}") for point in section.points}
 

@@ -96,12 +96,12 @@ class Record:
     def whole(self, *path: str) -> int | None:
         """Look up a whole number."""
         found = self.value(*path)
-        return int(found) if _is_number(found) and found == int(found) else None
+        return int(found) if _is_whole(found) else None
 
     def wholes(self, *path: str) -> dict[str, int]:
         """Look up a mapping of names to whole numbers, without the entries that are something else."""
         found = self.value(*path)
-        return {key: int(n) for key, n in found.items() if _is_number(n)} if isinstance(found, dict) else {}
+        return {key: int(n) for key, n in found.items() if _is_whole(n)} if isinstance(found, dict) else {}
 
     @property
     def status(self) -> str:
@@ -273,6 +273,11 @@ def _scores(record: Record, *path: str) -> Scores | None:
 def _name_of(folder: Path, root: Path) -> str:
     relative = folder.relative_to(root).as_posix()
     return _clean(folder.name if relative == "." else relative)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that a column of results can hold."""
+    return _is_number(value) and value == int(value) and abs(int(value)) <= HIGHEST_INTEGER
 
 
 def _is_number(value: Any) -> bool:

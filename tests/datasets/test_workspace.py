@@ -228,3 +228,36 @@ def test_opening_what_cannot_be_opened(config, tmp_path):
         PreparedDataset.open(out)
     (out / "meta.json").write_bytes(b"spoiled")
     assert prepare(config, overwrite=True, progress=False).meta == json.loads(meta)
+
+
+def test_overwriting_never_takes_along_what_is_not_ours(tmp_path):
+    path = tmp_path / "out"
+    prepare(SyntheticConfig(path=str(path), rows=100), progress=False)
+    (path / "raw.txt").write_text("mine")
+    with pytest.raises(RecembError, match=r"holds raw\.txt beside a prepared data set"):
+        prepare(SyntheticConfig(path=str(path), rows=200), overwrite=True, progress=False)
+    assert (path / "raw.txt").read_text() == "mine"
+
+
+def test_a_folder_with_a_private_name_is_not_swept(tmp_path):
+    mine = tmp_path / ".out.partial"
+    mine.mkdir()
+    (mine / "mine").write_text("mine")
+    with pytest.raises(RecembError, match="is in the way"):
+        prepare(SyntheticConfig(path=str(tmp_path / "out"), rows=100), progress=False)
+    assert (mine / "mine").read_text() == "mine"
+
+
+def test_a_missing_vocabulary_is_damage(tmp_path):
+    config = SyntheticConfig(path=str(tmp_path / "out"), rows=100)
+    prepare(config, progress=False)
+    (tmp_path / "out" / "vocabulary" / "C3.arrow").unlink()
+    with pytest.raises(RecembError, match=r"C3\.arrow is missing"):
+        prepare(config, progress=False)
+    prepare(config, overwrite=True, progress=False)
+
+
+def test_a_path_that_leads_nowhere_is_one_sentence(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RecembError, match="cannot be"):
+        prepare(SyntheticConfig(path=str(tmp_path / "loop" / "x"), rows=100), progress=False)

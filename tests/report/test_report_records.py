@@ -4,6 +4,7 @@ import pytest
 from report_samples import record, write
 
 from recemb.options import RecembError
+from recemb.report import write_report
 from recemb.report.records import LeftOut, Run, check, find_records, read_record
 
 
@@ -126,3 +127,21 @@ def test_the_samples_follow_the_schema_in_the_documentation():
 
     for key in json.loads(json.dumps(record())):
         assert f"\n    {key} " in records.__doc__
+
+
+@pytest.mark.parametrize("path", [("seed",), ("training", "steps"), ("data", "rows", "test"), ("bytes", "parts", "a")])
+@pytest.mark.parametrize("value", [1e19, 1e300, 2.5])
+def test_numbers_that_no_column_holds_do_not_end_the_report(path, value, tmp_path):
+    odd = record(seed=1)
+    inner = odd
+    for key in path[:-1]:
+        inner = inner.setdefault(key, {})
+    inner[path[-1]] = value
+    write(tmp_path / "runs" / "good", record())
+    write(tmp_path / "runs" / "odd", odd)
+    write_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_a_name_that_looks_like_a_drawing_is_a_name(tmp_path):
+    write(tmp_path / "runs" / "odd", record(method='viewBox="0 0 1 1"'))
+    write_report([tmp_path / "runs"], tmp_path / "out")
