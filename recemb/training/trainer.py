@@ -165,7 +165,8 @@ class Trainer:
         self.model.eval()
         with torch.no_grad(), _bar(self.dataset.num_rows(split), split, leave=False) as bar:
             for batch in self.dataset.batches(split, self.config.eval_batch_size):
-                logits.append(self.model(batch.dense.to(self.device), batch.sparse.to(self.device)).cpu())
+                there = batch.to(self.device)
+                logits.append(self.model(there.dense, there.sparse).cpu())
                 labels.append(batch.labels)
                 bar.update(len(batch.labels))
         self.model.train()
@@ -182,8 +183,8 @@ class Trainer:
             tables.set_lr(self.config.table_lr * scale)
 
     def _step(self, batch: Batch) -> None:
-        logits = self.model(batch.dense.to(self.device), batch.sparse.to(self.device))
-        loss = F.binary_cross_entropy_with_logits(logits, batch.labels.to(self.device))
+        batch = batch.to(self.device)
+        loss = F.binary_cross_entropy_with_logits(self.model(batch.dense, batch.sparse), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
