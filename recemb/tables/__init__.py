@@ -4,4 +4,8 @@ from recemb.tables import (  # noqa: F401 - importing a method registers it; the
     full,
     frequency,
     hashing,
+    low_rank,
+    mixed_dimension,
+    compositional,
+    multiplexed,
 )

@@ -13,6 +13,7 @@ Shapes are written as: V ids of a table, D width of the vectors, N looked-up ids
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from recemb.budget import FLOAT32_BYTES
+from recemb.hashing import salt_of
 from recemb.options import RecembError
 
 
@@ -37,6 +39,8 @@ class TableSpec:
             apart rely on ids being numbered by descending frequency (id 0 aside), as prepared data has them.
         max_length: 1 when every bag holds at most one id, None for bags of any length.
         init_std: standard deviation of a full table's entries before training. Every method starts its vectors with it.
+        raw_ids: ids are any 64-bit integers, such as hashes of raw values, instead of 0 to V - 1; V is then only what
+            shares of a full table refer to. Methods that hash take such ids, see `CompressedTable.takes_raw_ids`.
     """
 
     name: str
@@ -46,6 +50,7 @@ class TableSpec:
     counts: Tensor | None = None
     max_length: int | None = None
     init_std: float = 0.01
+    raw_ids: bool = False
 
     def __post_init__(self) -> None:
         self.feature_names = self.feature_names or [self.name]
@@ -72,7 +77,10 @@ class TableSpec:
 
 
 class PhysicalTable(NamedTuple):
-    """Memory that is really held: `rows` rows of `dim` floats, started uniformly with standard deviation `init_std`."""
+    """Memory that is really held: `rows` rows of `dim` floats, started uniformly with standard deviation `init_std`.
+
+    A standard deviation of 0 starts the rows at zero.
+    """
 
     name: str
     rows: int
@@ -85,6 +93,23 @@ class PhysicalTable(NamedTuple):
         return self.rows * self.dim * FLOAT32_BYTES
 
 
+class DenseParameter(NamedTuple):
+    """A matrix that combine needs for one logical table, such as a projection; trained by the dense optimizer.
+
+    It starts with orthogonal rows, the root mean square of its entries exactly `init_std`.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    init_std: float
+    spec_index: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in fp32."""
+        return math.prod(self.shape) * FLOAT32_BYTES
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What a method holds for a list of logical tables; made without allocating any table.
@@ -95,18 +120,29 @@ class Layout:
         dims: for each logical table the width of the vector that combine returns.
         constants: small tensors that serving needs beside the rows (hash salts, moduli, ...), by buffer name. A
             constant that belongs to lookups has one entry per lookup, in the order of `lookups` read left to right.
+        parameters: small trained weights that combine needs beside the rows.
+        partial: a lookup may leave ids out (`remap` gives -1 for them), as blocks do that hold some ids of a table.
     """
 
     tables: list[PhysicalTable]
     lookups: list[list[int]]
     dims: list[int]
     constants: dict[str, Tensor] = field(default_factory=dict)
+    parameters: list[DenseParameter] = field(default_factory=list)
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables] + [parameter.name for parameter in self.parameters]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise RecembError(f"{count} physical tables would be named {name!r}; rename one of the logical tables.")
 
     @property
     def parts(self) -> dict[str, int]:
-        """Serving bytes by kind: `rows` of the physical tables, `constants` beside them."""
+        """Serving bytes by kind: `rows` of the physical tables, `parameters` and `constants` beside them."""
         return {
             "rows": sum(table.bytes for table in self.tables),
+            "parameters": sum(parameter.bytes for parameter in self.parameters),
             "constants": sum(tensor.nbytes for tensor in self.constants.values()),
         }
 
@@ -116,7 +152,7 @@ class Layout:
         return sum(self.parts.values())
 
     def bytes_per_table(self, specs: Sequence[TableSpec]) -> dict[str, int]:
-        """Bytes of the rows by logical table; one that several logical tables share is listed under its own name."""
+        """Bytes of rows and parameters by logical table; rows that several share are listed under their own name."""
         users: dict[int, set[str]] = {}
         for spec, indices in zip(specs, self.lookups, strict=True):
             for index in indices:
@@ -126,6 +162,8 @@ class Layout:
             owners = users.get(index, set())
             owner = next(iter(owners)) if len(owners) == 1 else table.name
             sizes[owner] = sizes.get(owner, 0) + table.bytes
+        for parameter in self.parameters:
+            sizes[specs[parameter.spec_index].name] += parameter.bytes
         return sizes
 
 
@@ -134,8 +172,10 @@ class TableConfig:
     """Options of a method. A plain dataclass, so that Hydra can type, override and print it.
 
     Options that say how large the tables are have the default None: a budget sets them, and somebody who gives both is
-    told so.
+    told so. A method whose other options may be None lists its sizes in `size_options`.
     """
+
+    size_options: ClassVar[tuple[str, ...] | None] = None
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Lay out the physical tables for these logical tables without allocating them."""
@@ -159,16 +199,19 @@ class TableConfig:
 class CompressedTable(nn.Module):
     """Serves a group of logical tables: the small, method-specific half of a collection.
 
-    A method overrides `remap`, and `combine` where rows are not yet the vector. The layout's constants are registered
-    as buffers under their names.
+    A method overrides `remap`, and `combine` where rows side by side are not yet the vector. The layout's constants are
+    registered as buffers and its parameters as parameters, under their names.
 
     Args:
         config: the method's options, sizes set.
         specs: the logical tables.
     """
 
-    pooling_commutes: ClassVar[bool] = True
-    """True when combining pooled rows equals pooling combined rows, so that bags may be pooled by the lookup."""
+    takes_raw_ids: ClassVar[bool] = False
+    """True when any 64-bit integer is an id, so that no vocabulary is needed."""
+
+    shares_rows_across_features: ClassVar[bool] = False
+    """True when ids of different features may read one row, which a model must be able to tell apart."""
 
     def __init__(self, config: Any, specs: Sequence[TableSpec]) -> None:
         super().__init__()
@@ -177,6 +220,13 @@ class CompressedTable(nn.Module):
         self.layout: Layout = config.layout(specs)
         for name, tensor in self.layout.constants.items():
             self.register_buffer(name, tensor)
+        for parameter in self.layout.parameters:
+            self.register_parameter(parameter.name, nn.Parameter(torch.zeros(parameter.shape)))
+
+    @property
+    def pooling_commutes(self) -> bool:
+        """Whether combining pooled rows equals pooling combined rows, so that the lookup may pool bags."""
+        return True
 
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """Turn ids into row numbers of the physical table that each lookup reads.
@@ -189,29 +239,42 @@ class CompressedTable(nn.Module):
                 of a shape that broadcasts against `ids`: (N,) or (L, 1).
 
         Returns:
-            int64 row numbers of the shape of `ids`.
+            int64 row numbers of the shape of `ids`; -1 where a lookup leaves the id out (`Layout.partial`).
         """
         raise NotImplementedError(f"{type(self).__name__} must turn ids into row numbers.")
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
-        """Make the vectors of one logical table from its looked-up rows.
+        """Make the vectors of one logical table from its looked-up rows; unless overridden, put them side by side.
 
         Args:
-            rows: for each lookup of the table (N, d), or sums of rows over bags where `pooling_commutes`.
+            rows: for each lookup of the table (N, d), or sums of rows over bags where `pooling_commutes`; zeros where
+                the lookup left the id out.
             spec_index: which logical table.
 
         Returns:
             (N, D).
         """
-        (only,) = rows
-        return only
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
-def init_uniform_(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill a weight uniformly with zero mean and the given standard deviation."""
+def init_uniform_(weight: Tensor, std: float, name: str, seed: int) -> None:
+    """Fill a weight uniformly with zero mean and a standard deviation, from the seed and the weight's own name.
+
+    What stands beside it does not matter: a table starts the same in any collection.
+    """
     bound = math.sqrt(3.0) * std
     with torch.no_grad():
-        weight.uniform_(-bound, bound, generator=generator)
+        weight.uniform_(-bound, bound, generator=_generator(weight, name, seed))
+
+
+def init_orthogonal_(weight: Tensor, std: float, name: str, seed: int) -> None:
+    """Fill a matrix (d, D), d <= D, with orthogonal rows whose entries have the root mean square `std`."""
+    gain = std * math.sqrt(weight.shape[1])
+    nn.init.orthogonal_(weight, gain, generator=_generator(weight, name, seed))
+
+
+def _generator(weight: Tensor, name: str, seed: int) -> torch.Generator:
+    return torch.Generator(device=weight.device).manual_seed(salt_of(name, seed) & (2**63 - 1))
 
 
 def total_full_bytes(specs: Sequence[TableSpec]) -> int:

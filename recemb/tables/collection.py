@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.options import RecembError
-from recemb.tables.base import CompressedTable, TableConfig, TableSpec, total_full_bytes
+from recemb.tables.base import (
+    CompressedTable,
+    TableConfig,
+    TableSpec,
+    init_orthogonal_,
+    init_uniform_,
+    total_full_bytes,
+)
 from recemb.tables.registry import create_table
-from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, init_tables
+from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
         super().__init__()
         self._in_layout: Tensor
         self._lanes: Tensor
-        self._sizes: Tensor
+        self._least: Tensor
+        self._most: Tensor
         self._permutation: Tensor
         _check_names(specs)
         self.specs = list(specs)
@@ -84,7 +92,9 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._widths = [table.dim for table in physical]
         self._dims = [layout.dims[index] for index in self._spec_of_feature]
         self._one_lookup_each = self._feature_of_lookup == list(range(len(self._features)))
-        self._combines = not self._one_lookup_each or type(self.method).combine is not CompressedTable.combine
+        # Where combine puts rows side by side and they are looked up in that order, the lookup has done it already.
+        in_order = [lookup for of_feature in self._lookups_of_feature for lookup in of_feature]
+        self._combines = type(self.method).combine is not CompressedTable.combine or in_order != sorted(in_order)
         self._single = all(spec.max_length == 1 for spec in specs)
         lookup_tables = [lookup.table for lookup in lookups]
         self.tables: PlainTables | FusedTables = (
@@ -96,12 +106,17 @@ class CompressedEmbeddingBagCollection(nn.Module):
         for name, numbers in (
             ("_in_layout", [lookup.in_layout for lookup in lookups]),
             ("_lanes", self.tables.lanes),
-            ("_sizes", [specs[index].num_embeddings for index in self._spec_of_feature]),
+            ("_least", [_least_id(specs[index]) for index in self._spec_of_feature]),
+            ("_most", [_most_id(specs[index]) for index in self._spec_of_feature]),
             ("_permutation", self._feature_of_lookup),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
-        init_tables(self.tables, layout.tables, seed)
+        for table in layout.tables:
+            weight = self.tables.get_parameter(f"embedding_bags.{table.name}.weight")
+            init_uniform_(weight.data, table.init_std, table.name, seed)
+        for parameter in layout.parameters:
+            init_orthogonal_(self.method.get_parameter(parameter.name), parameter.init_std, parameter.name, seed)
 
     def embedding_bag_configs(self) -> list[BagConfig]:
         """Describe the logical tables the way torchrec's models read them; a narrower table says its own width."""
@@ -147,28 +162,38 @@ class CompressedEmbeddingBagCollection(nn.Module):
             else partial(torch.repeat_interleave, repeats=lengths.sum(dim=1))
         )
         rows = self.method.remap(ids, of_lookups(self._in_layout))
-        if not self._combines and not self._packed:
+        if not self._combines and not self._packed and not self.method.layout.partial:
             return self._keyed(self.tables(rows.flatten(), _offsets(lengths)))
-        lane = None
-        if self._packed:
-            lanes = of_lookups(self._lanes)
-            lane = (rows % lanes).flatten()
-            rows = rows // lanes
-        return self._combine(rows.flatten(), lane, lengths, uniform)
+        return self._combine(rows.flatten(), of_lookups(self._lanes), lengths, uniform)
 
-    def _combine(self, rows: Tensor, lane: Tensor | None, lengths: Tensor, uniform: bool) -> KeyedTensor:
-        """Look stored rows up, pick their lanes, combine, and pool what must be pooled after combining."""
+    def _combine(self, rows: Tensor, lanes: Tensor, lengths: Tensor, uniform: bool) -> KeyedTensor:
+        """Look stored rows up, pick their lanes, combine, and pool what must be pooled after combining.
+
+        Args:
+            rows: (N,) row numbers, lookup after lookup; -1 = left out.
+            lanes: rows to a stored row, for each of the N (N,) or each lookup (L, 1).
+            lengths: (L, B) ids of each bag.
+            uniform: every bag holds one id.
+        """
         pool_after = not self._single and (self._packed or not self.method.pooling_commutes)
         bag_lengths = _one_bag_per_value(lengths) if pool_after else lengths
+        lane = None
+        if self._packed:
+            of_rows = rows.view(-1, lengths.shape[1]) if uniform else rows
+            lane, rows = (of_rows % lanes).flatten(), (of_rows // lanes).flatten()
+        if self.method.layout.partial:
+            here = rows >= 0
+            bag_lengths = _count_in_bags(here, bag_lengths)
+            rows, lane = rows[here], None if lane is None else lane[here]
         stored = self.tables(rows, _offsets(bag_lengths)).split(self.tables.widths, dim=1)
-        lanes = None
+        lane_of_bag = None
         if lane is not None:
-            lanes = lane.new_zeros(bag_lengths.numel()).masked_scatter(bag_lengths.flatten() > 0, lane)
-            lanes = lanes.view(bag_lengths.shape)
+            lane_of_bag = lane.new_zeros(bag_lengths.numel()).masked_scatter(bag_lengths.flatten() > 0, lane)
+            lane_of_bag = lane_of_bag.view(bag_lengths.shape)
         vectors = []
         for feature, lookups in enumerate(self._lookups_of_feature):
             parts = [
-                _pick_lane(stored[lookup], self._widths[lookup], None if lanes is None else lanes[lookup])
+                _pick_lane(stored[lookup], self._widths[lookup], None if lane_of_bag is None else lane_of_bag[lookup])
                 for lookup in lookups
             ]
             vector = self.method.combine(parts, self._spec_of_feature[feature])
@@ -220,17 +245,18 @@ class CompressedEmbeddingBagCollection(nn.Module):
             return
         if uniform:
             low, high = torch.aminmax(ids, dim=1)
-            wrong = bool(((low < 0) | (high >= self._sizes)).any())
+            wrong = bool(((low < self._least) | (high > self._most)).any())
         else:
-            wrong = bool(((ids < 0) | (ids >= self._sizes.repeat_interleave(lengths.sum(dim=1)))).any())
+            feature_of_id = torch.repeat_interleave(lengths.sum(dim=1))
+            wrong = bool(((ids < self._least[feature_of_id]) | (ids > self._most[feature_of_id])).any())
         if wrong:
-            sizes = self._sizes.repeat_interleave(lengths.sum(dim=1))
-            flat = ids.flatten()
-            position = int(((flat < 0) | (flat >= sizes)).nonzero()[0])
-            feature = self._features[int(torch.repeat_interleave(lengths.sum(dim=1))[position])]
+            feature_of_id, flat = torch.repeat_interleave(lengths.sum(dim=1)), ids.flatten()
+            outside = (flat < self._least[feature_of_id]) | (flat > self._most[feature_of_id])
+            position = int(outside.nonzero()[0])
+            most = int(self._most[feature_of_id[position]])
             raise RecembError(
-                f"feature {feature}: id {int(flat[position])} is out of range; its table has "
-                f"{int(sizes[position])} ids, 0 to {int(sizes[position]) - 1}."
+                f"feature {self._features[int(feature_of_id[position])]}: id {int(flat[position])} is out of range; "
+                f"its table has {most + 1} ids, 0 to {most}."
             )
 
 
@@ -265,6 +291,14 @@ def _check_names(specs: Sequence[TableSpec]) -> None:
             )
 
 
+def _least_id(spec: TableSpec) -> int:
+    return -(2**63) if spec.raw_ids else 0
+
+
+def _most_id(spec: TableSpec) -> int:
+    return 2**63 - 1 if spec.raw_ids else spec.num_embeddings - 1
+
+
 def _offsets(lengths: Tensor) -> Tensor:
     return torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten().long())
 
@@ -273,6 +307,12 @@ def _one_bag_per_value(lengths: Tensor) -> Tensor:
     """Lengths (L, n) of bags with one id each, n = the most ids of any lookup; later bags of others are empty."""
     values = lengths.sum(dim=1, keepdim=True)
     return (torch.arange(int(values.max()), device=lengths.device) < values).long()
+
+
+def _count_in_bags(chosen: Tensor, lengths: Tensor) -> Tensor:
+    """Count the chosen (N,) bool values of every bag; returns the shape of `lengths`."""
+    before = torch.ops.fbgemm.asynchronous_complete_cumsum(chosen.long())
+    return before[_offsets(lengths)].diff().view(lengths.shape)
 
 
 def _pick_lane(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from recemb.hashing import hash_to_rows, salt_of
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
+from recemb.tables.sizing import affordable_threshold
 
 
 @dataclass(kw_only=True)
@@ -50,7 +51,7 @@ class HashingConfig(TableConfig):
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Hold a table of M rows for each logical table; constants are M and the hash's salt."""
         rows = self.rows_of(specs)
-        whole = [count == spec.num_embeddings for spec, count in zip(specs, rows, strict=True)]
+        whole = [count == spec.num_embeddings and not spec.raw_ids for spec, count in zip(specs, rows, strict=True)]
         return Layout(
             tables=[
                 PhysicalTable(spec.name, count, spec.embedding_dim, spec.init_std)
@@ -74,20 +75,17 @@ class HashingConfig(TableConfig):
 
         Whole tables may take up to half of the budget; where they would take more, the threshold is lowered.
         """
-        fitted = dataclasses.replace(self, rows=None)
-        if fitted.layout(specs).serving_bytes <= budget_bytes:
-            return fitted
-        sizes = sorted({spec.num_embeddings for spec in specs if spec.num_embeddings <= self.threshold})
-        while sizes and 2 * sum(spec.full_bytes for spec in specs if spec.num_embeddings <= sizes[-1]) > budget_bytes:
-            sizes.pop()
-            fitted.threshold = sizes[-1] if sizes else 0
-        hashed_ids = sum(spec.num_embeddings for spec in specs if spec.num_embeddings > fitted.threshold)
+        whole = dataclasses.replace(self, rows=None)
+        if whole.layout(specs).serving_bytes <= budget_bytes:
+            return whole
 
-        def bytes_at(rows: int) -> int:
-            return dataclasses.replace(fitted, rows=rows).layout(specs).serving_bytes
+        def bytes_at(rows: int, threshold: int) -> int:
+            return dataclasses.replace(self, rows=rows, threshold=threshold).layout(specs).serving_bytes
 
-        fitted.rows = largest_within(budget_bytes, bytes_at, 1, hashed_ids, "table=hashing")
-        return fitted
+        threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
+        hashed_ids = max(1, sum(spec.num_embeddings for spec in specs if spec.num_embeddings > threshold))
+        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, hashed_ids, "table=hashing")
+        return dataclasses.replace(self, rows=rows, threshold=threshold)
 
 
 @register(
@@ -98,6 +96,8 @@ class HashingConfig(TableConfig):
 )
 class HashingTable(CompressedTable):
     """Looks up row hash(id) mod M."""
+
+    takes_raw_ids = True
 
     rows: Tensor
     salts: Tensor

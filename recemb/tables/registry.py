@@ -75,8 +75,24 @@ def method_of(config: TableConfig) -> Method:
 
 
 def create_table(config: TableConfig, specs: Sequence[TableSpec]) -> CompressedTable:
-    """Make the module of a sized config."""
+    """Make the module of a sized config.
+
+    Raises:
+        RecembError: the tables have raw ids, which the method does not take.
+    """
+    check_raw_ids(config, specs)
     return method_of(config).table(config, specs)
+
+
+def check_raw_ids(config: TableConfig, specs: Sequence[TableSpec]) -> None:
+    """Raise where ids are raw and the method needs those of a vocabulary."""
+    raw = [spec.name for spec in specs if spec.raw_ids]
+    if raw and not method_of(config).table.takes_raw_ids:
+        takers = [name for name, method in _METHODS.items() if method.table.takes_raw_ids]
+        raise RecembError(
+            f"table={method_of(config).name} needs ids from a vocabulary, and those of {raw[0]} are raw; prepare with "
+            f"dataset.vocabulary=frequency, or take a method that hashes: {', '.join(takers)}."
+        )
 
 
 def config_to_dict(config: TableConfig) -> dict[str, Any]:

@@ -28,9 +28,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from recemb.hashing import salt_of
 from recemb.options import RecembError
-from recemb.tables.base import PhysicalTable, init_uniform_
+from recemb.tables.base import PhysicalTable
 
 
 class FusedOptimizer(NamedTuple):
@@ -228,11 +227,3 @@ class FusedTables(nn.Module):
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer's accumulators."""
         return sum(state.nbytes for states in self._batched[0].split_optimizer_states() for state in states)
-
-
-def init_tables(host: nn.Module, tables: Sequence[PhysicalTable], seed: int) -> None:
-    """Start every physical table from the seed and its own name, whatever tables stand beside it."""
-    for table in tables:
-        weight = host.get_parameter(f"embedding_bags.{table.name}.weight")
-        generator = torch.Generator(device=weight.device).manual_seed(salt_of(table.name, seed) & (2**63 - 1))
-        init_uniform_(weight.data, table.init_std, generator)

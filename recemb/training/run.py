@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from recemb.budget import format_bytes, parse_budget
+from recemb.budget import format_bytes
 from recemb.datasets import DatasetConfig, PreparedDataset, prepare
 from recemb.datasets.prepared import META
 from recemb.options import RecembError
+from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
-from recemb.tables.base import TableConfig, TableSpec, total_full_bytes
+from recemb.tables.base import total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.registry import method_of
 from recemb.training.record import RunFolder
@@ -54,8 +55,8 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         KeyboardInterrupt: passed on after the record says `interrupted`.
     """
     dataset = open_dataset(config, asked)
-    specs = table_specs(dataset, config)
-    table = sized(config, specs)
+    specs = table_specs(dataset.features, config.model)
+    table = sized(config.table, config.budget, specs)
     table.layout(specs)  # options that do not fit these tables are told before anything is written
     device = config.trainer.torch_device()
     run = RunFolder(folder, overwrite=config.overwrite)
@@ -143,35 +144,6 @@ def refuse_other_data(wanted: DatasetConfig, dataset: PreparedDataset, asked: Co
             )
 
 
-def table_specs(dataset: PreparedDataset, config: "RunConfig") -> list[TableSpec]:
-    """Describe one logical table for each categorical feature."""
-    return [
-        TableSpec(
-            name=feature.name,
-            num_embeddings=feature.num_embeddings,
-            embedding_dim=config.model.embedding_dim,
-            counts=feature.counts,
-            max_length=1,
-            init_std=config.model.init_std,
-        )
-        for feature in dataset.features
-    ]
-
-
-def sized(config: "RunConfig", specs: list[TableSpec]) -> TableConfig:
-    """Size the table method for the run's budget, or leave it as configured where there is none."""
-    if config.budget is None:
-        return config.table
-    for size in dataclasses.fields(config.table):
-        # Sizes are the options whose default is None.
-        if size.default is None and getattr(config.table, size.name) is not None:
-            raise RecembError(
-                f"budget={config.budget} and table.{size.name}={getattr(config.table, size.name)} both say how large "
-                "the tables are; give one of them."
-            )
-    return config.table.fit(specs, parse_budget(config.budget, total_full_bytes(specs)))
-
-
 def dense_sample(dataset: PreparedDataset) -> Tensor:
     """Give the dense features of some training rows from all over the split, (n, K), the same at every call."""
     batches = dataset.batches("train", min(_SAMPLE_ROWS, dataset.num_rows("train")), shuffle=True)
@@ -191,16 +163,17 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
     served = {tensor.data_ptr() for tensor in serving.values()}
     rest = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in served]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method."))
     rows = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("tables."))
+    parameters = sum(parameter.nbytes for parameter in tables.method.parameters())
+    constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method.")) - parameters
     return {
         "tables_full": total_full_bytes(tables.specs),
-        "tables_serving": rows + constants,
-        "tables_training": tables.tables.stored_bytes() + constants,
+        "tables_serving": rows + parameters + constants,
+        "tables_training": tables.tables.stored_bytes() + parameters + constants,
         # Adam holds two moments of every trained weight.
         "optimizer": tables.tables.optimizer_bytes() + 2 * sum(parameter.nbytes for parameter in trained),
         "dense": sum(tensor.nbytes for tensor in rest),
-        "parts": {"rows": rows, "constants": constants},
+        "parts": {"rows": rows, "parameters": parameters, "constants": constants},
         "per_table": layout.bytes_per_table(tables.specs),
     }
 

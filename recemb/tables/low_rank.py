@@ -1,0 +1,118 @@
+"""Two factors: the table E (V, D) is the product of tall rows A (V, r) and a small projection B (r, D).
+
+Lan et al., "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations", ICLR 2020, arXiv 1909.11942,
+section 3.1 (factorized embedding parameterization). The plainest way to make a table smaller, and hard to beat at
+moderate ratios.
+
+Differs from the usual code: B starts with orthogonal rows, such that vectors start with the variance of a full table's;
+a budget is spent to the last column, so ranks of different tables may differ by one, smaller tables first; a table
+that two factors would not make smaller stays whole.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from recemb.budget import largest_within
+from recemb.options import RecembError, option
+from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.projection import narrower, project, projection
+from recemb.tables.registry import register
+
+
+@dataclass(kw_only=True)
+class LowRankConfig(TableConfig):
+    """Options of low-rank tables."""
+
+    rank: float | None = option(
+        None, "r, floats of an id; 3.4 gives 4 to the smallest tables, to 40 % of the ids at most, and 3 to the others"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and not 1 <= self.rank < 2**31:
+            raise RecembError(f"table.rank is {self.rank}; it must be at least 1.")
+
+    def ranks_of(self, specs: Sequence[TableSpec]) -> list[int]:
+        """Give the rank of each table; D stands for a whole table."""
+        if self.rank is None:
+            return [spec.embedding_dim for spec in specs]
+        for spec in specs:
+            if self.rank > spec.embedding_dim:
+                raise RecembError(
+                    f"table.rank={self.rank:g} is more than the width of table {spec.name}, {spec.embedding_dim} "
+                    "(model.embedding_dim)."
+                )
+        more = (self.rank - int(self.rank)) * sum(spec.num_embeddings for spec in specs)
+        ranks = [0] * len(specs)
+        for index, ids in zip(_smallest_first(specs), _running_ids(specs), strict=True):
+            ranks[index] = narrower(
+                specs[index].num_embeddings, int(self.rank) + (ids <= more), specs[index].embedding_dim
+            )
+        return ranks
+
+    def layout(self, specs: Sequence[TableSpec]) -> Layout:
+        """Hold the tall factor as rows, the small one as a projection."""
+        ranks = self.ranks_of(specs)
+        return Layout(
+            tables=[
+                PhysicalTable(spec.name, spec.num_embeddings, rank, spec.init_std)
+                for spec, rank in zip(specs, ranks, strict=True)
+            ],
+            lookups=[[index] for index in range(len(specs))],
+            dims=[spec.embedding_dim for spec in specs],
+            parameters=[
+                projection(f"projection:{spec.name}", spec, index, rank)
+                for index, (spec, rank) in enumerate(zip(specs, ranks, strict=True))
+                if rank < spec.embedding_dim
+            ],
+        )
+
+    def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
+        """Take the largest ranks: one more for one table after the other, smallest first."""
+        whole = dataclasses.replace(self, rank=None)
+        if whole.layout(specs).serving_bytes <= budget_bytes:
+            return whole
+        total = sum(spec.num_embeddings for spec in specs)
+        # Half an id more than the tables that shall have the higher rank, so that rounding cannot leave one out.
+        shares = [0.0, *((ids + 0.5) / total for ids in _running_ids(specs)[:-1])]
+
+        def rank_at(step: int) -> float:
+            return 1 + step // len(specs) + shares[step % len(specs)]
+
+        def bytes_at(step: int) -> int:
+            return dataclasses.replace(self, rank=rank_at(step)).layout(specs).serving_bytes
+
+        last = (min(spec.embedding_dim for spec in specs) - 1) * len(specs)
+        step = largest_within(budget_bytes, bytes_at, 0, last, "table=low_rank")
+        return dataclasses.replace(self, rank=rank_at(step))
+
+
+def _smallest_first(specs: Sequence[TableSpec]) -> list[int]:
+    return sorted(range(len(specs)), key=lambda index: specs[index].num_embeddings)
+
+
+def _running_ids(specs: Sequence[TableSpec]) -> list[int]:
+    """Ids of the smallest table, of the two smallest, ..."""
+    return list(itertools.accumulate(specs[index].num_embeddings for index in _smallest_first(specs)))
+
+
+@register(
+    "low_rank",
+    LowRankConfig,
+    summary="two factors: narrow rows and one projection per feature",
+    paper="Lan et al., ALBERT, ICLR 2020, arXiv 1909.11942, section 3.1",
+)
+class LowRankTable(CompressedTable):
+    """Looks the tall factor's row up and multiplies it by the small factor."""
+
+    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
+        """The row of an id is the id."""
+        return ids
+
+    def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
+        """Project the row, unless it is as wide as the vector."""
+        return project(rows, [self._parameters.get(f"projection:{self.specs[spec_index].name}")])

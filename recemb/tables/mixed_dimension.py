@@ -1,0 +1,217 @@
+"""Mixed-dimension tables: popular ids get wide rows, rare ones narrow rows and a projection to full width.
+
+Ginart, Naumov, Mudigere, Yang & Zou, "Mixed Dimension Embeddings with Application to Memory-Efficient Recommendation
+Systems", ISIT 2021, arXiv 1909.11810. Block b of ids has rows of width d_b and a bias-free projection (d_b, D);
+d_b = D (p_b / max p)^alpha, where p_b is how often an average row of the block is looked up (the paper's formula; its
+prose says the block's total, which would give the widest rows to the longest tail). A block is a feature, the paper's
+form for click models, or a part of a feature, ids sorted by frequency and cut so that the blocks of a feature are
+looked up equally often, its form for collaborative filtering; on click logs few features hold nearly all rows, so the
+second form is the one that matters and the default.
+
+Differs from the paper: widths are rounded to integers, or to powers of two when asked; neighbouring blocks of one
+width share a projection; a block that a projection would not make smaller keeps full width; projections start with
+orthogonal rows, such that vectors start with the variance of a full table's. For a budget, the least alpha in [0, 1]
+that fits is taken unless it is given, then widths are scaled, up to spend what rounding left or down where alpha = 1 is
+not enough. Blocks whose width rounds to zero have no rows, their ids share the row of out-of-vocabulary values; with
+least_width=1 every id has one float at least, as in the paper, which bounds what can be saved.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from recemb.budget import largest_within
+from recemb.options import RecembError, option
+from recemb.tables.base import CompressedTable, DenseParameter, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.projection import narrower, project, projection
+from recemb.tables.registry import register
+
+BLOCKS = ("feature", "popularity")
+_ALPHA_STEPS = 1 << 16
+_SCALE_STEPS = 1 << 10  # per doubling of the widths
+_DOUBLINGS = 64
+
+
+class Block(NamedTuple):
+    """Ids `first` to `stop` - 1 of a table; `popularity` is how often an average one of them is looked up."""
+
+    first: int
+    stop: int
+    popularity: float
+
+    @property
+    def rows(self) -> int:
+        """How many ids it has."""
+        return self.stop - self.first
+
+
+@dataclass(kw_only=True)
+class MixedDimensionConfig(TableConfig):
+    """Options of mixed-dimension tables."""
+
+    size_options = ("scale",)
+
+    alpha: float | None = option(None, "temperature, 0 (all rows equally wide, and when not given) to 1")
+    scale: float | None = option(None, "factor on the widths before rounding; 1 when not given")
+    blocks: str = option("popularity", "what has one width: a feature, or a popularity block of a feature")
+    num_blocks: int = option(8, "popularity blocks of a feature")
+    threshold: int = option(200, "tables of at most this many ids are one block")
+    power_of_two: bool = option(False, "round widths to powers of two")
+    least_width: int = option(0, "narrowest rows; 0: the rarest blocks have no rows, their ids read the unknown's")
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise RecembError(f"table.alpha is {self.alpha}; it must lie between 0 and 1.")
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise RecembError(f"table.scale is {self.scale}; it must be a positive number.")
+        if self.blocks not in BLOCKS:
+            raise RecembError(f"table.blocks={self.blocks} is not known; choose one of {', '.join(BLOCKS)}.")
+        if self.least_width < 0:
+            raise RecembError(f"table.least_width is {self.least_width}; it must be at least 0.")
+        if self.num_blocks < 1:
+            raise RecembError(f"table.num_blocks is {self.num_blocks}; it must be at least 1.")
+        if self.threshold < 0:
+            raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
+
+    def blocks_of(self, specs: Sequence[TableSpec]) -> list[list[Block]]:
+        """Cut each table into blocks; where frequencies are unknown, into one, looked up once in every row of data."""
+        lookups = max((int(spec.counts.sum()) for spec in specs if spec.counts is not None), default=1)
+        blocks = []
+        for spec in specs:
+            if spec.counts is None or not bool(spec.counts.any()):
+                blocks.append([Block(0, spec.num_embeddings, lookups / spec.num_embeddings)])
+            else:
+                cut = self.blocks == "popularity" and spec.num_embeddings > self.threshold
+                blocks.append(_equally_popular(spec.counts, self.num_blocks if cut else 1))
+        return blocks
+
+    def layout(self, specs: Sequence[TableSpec]) -> Layout:
+        """Hold one table for each run of blocks of one width, and its projection."""
+        return self._layout(specs, self.blocks_of(specs))
+
+    def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
+        """Take the least alpha that fits, then scale the widths to the budget."""
+        blocks = self.blocks_of(specs)
+
+        def knobs(alpha_steps: int, scale_steps: int) -> tuple[float, float | None]:
+            # Integer steps, the bytes rising with both.
+            scale = None if scale_steps == 0 else 2 ** (scale_steps / _SCALE_STEPS)
+            return 1 - alpha_steps / _ALPHA_STEPS, scale
+
+        def bytes_at(alpha_steps: int, scale_steps: int) -> int:
+            alpha, scale = knobs(alpha_steps, scale_steps)
+            return dataclasses.replace(self, alpha=alpha, scale=scale)._layout(specs, blocks).serving_bytes
+
+        whole = dataclasses.replace(self, alpha=None, scale=None)
+        if whole._layout(specs, blocks).serving_bytes <= budget_bytes:
+            return whole
+        what, flattest = "table=mixed_dimension", 0
+        if self.alpha is not None:
+            flattest = round((1 - self.alpha) * _ALPHA_STEPS)
+        elif bytes_at(0, 0) <= budget_bytes:
+            flattest = largest_within(budget_bytes, lambda n: bytes_at(n, 0), 0, _ALPHA_STEPS, what)
+        most = _DOUBLINGS * _SCALE_STEPS
+        scaled = largest_within(budget_bytes, lambda n: bytes_at(flattest, n), -most, most, what)
+        alpha, scale = knobs(flattest, scaled)
+        return dataclasses.replace(self, alpha=alpha, scale=scale)
+
+    def _layout(self, specs: Sequence[TableSpec], blocks: list[list[Block]]) -> Layout:
+        hottest = max(block.popularity for of_spec in blocks for block in of_spec)
+        tables: list[PhysicalTable] = []
+        parameters: list[DenseParameter] = []
+        lookups: list[list[int]] = []
+        first, stop, kept, ends = [], [], [], []
+        for index, (spec, of_spec) in enumerate(zip(specs, blocks, strict=True)):
+            lookups.append([])
+            runs = self._runs(spec, of_spec, hottest)
+            ends.append(runs[-1][1])
+            for number, (start, end, width) in enumerate(runs):
+                name = spec.name if len(runs) == 1 else f"{spec.name}:{number}"
+                lookups[index].append(len(tables))
+                tables.append(PhysicalTable(name, end - start, width, spec.init_std))
+                first.append(start)
+                stop.append(end)
+                kept.append(runs[-1][1])
+                if width < spec.embedding_dim:
+                    parameters.append(projection(f"projection:{name}", spec, index, width))
+        split = len(tables) > len(specs)
+        drops = any(end < spec.num_embeddings for spec, end in zip(specs, ends, strict=True))
+        constants: dict[str, Tensor] = {}
+        if split:
+            constants |= {"first": torch.tensor(first), "stop": torch.tensor(stop)}
+        if drops:
+            constants["kept"] = torch.tensor(kept)
+        return Layout(
+            tables=tables,
+            lookups=lookups,
+            dims=[spec.embedding_dim for spec in specs],
+            constants=constants,
+            parameters=parameters,
+            partial=split,
+        )
+
+    def _runs(self, spec: TableSpec, blocks: list[Block], hottest: float) -> list[tuple[int, int, int]]:
+        """Give the first id, the last id + 1 and the width of each run of blocks of one width that have rows."""
+        runs: list[tuple[int, int, int]] = []
+        for block in blocks:
+            width = self._width(spec.embedding_dim, block.popularity / hottest)
+            if width == 0 and runs:
+                break
+            width = max(width, 1)  # the first block has the row that others fall back on
+            if runs and runs[-1][2] == width:
+                runs[-1] = (runs[-1][0], block.stop, width)
+            else:
+                runs.append((block.first, block.stop, width))
+        return [(start, stop, narrower(stop - start, width, spec.embedding_dim)) for start, stop, width in runs]
+
+    def _width(self, dim: int, popularity: float) -> int:
+        wanted = dim * (self.scale or 1.0) * popularity ** (self.alpha or 0.0)
+        if self.power_of_two and wanted > 0.5:
+            wanted = 2.0 ** round(math.log2(wanted))
+        return int(min(dim, max(self.least_width, round(min(wanted, dim)))))
+
+
+def _equally_popular(counts: Tensor, num_blocks: int) -> list[Block]:
+    """Cut (V,) falling counts into at most `num_blocks` blocks of equal sums; id 0 goes with the most frequent."""
+    total = counts.cumsum(0)
+    targets = torch.arange(1, num_blocks) * (float(total[-1]) / num_blocks)
+    # A block ends with the id that brings the sum to its target; one id may be popular enough for several blocks.
+    stops = (torch.searchsorted(total.double(), targets.double()) + 1).unique().tolist()
+    blocks, start = [], 0
+    for stop in [*(stop for stop in stops if stop < len(counts)), len(counts)]:
+        seen = int(total[stop - 1]) - (int(total[start - 1]) if start else 0)
+        blocks.append(Block(start, stop, seen / (stop - start)))
+        start = stop
+    return blocks
+
+
+@register(
+    "mixed_dimension",
+    MixedDimensionConfig,
+    summary="popular ids have wide rows, rare ones narrow rows and a projection",
+    paper="Ginart et al., Mixed Dimension Embeddings, ISIT 2021, arXiv 1909.11810",
+)
+class MixedDimensionTable(CompressedTable):
+    """Looks an id up in the block it belongs to and projects its row to full width."""
+
+    first: Tensor
+    stop: Tensor
+    kept: Tensor
+
+    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
+        """Number ids within their block; -1 for those of other blocks."""
+        if "kept" in self.layout.constants:
+            ids = torch.where(ids < self.kept[lookup], ids, 0)
+        if "first" in self.layout.constants:
+            ids = torch.where(ids < self.stop[lookup], ids - self.first[lookup], -1).clamp(min=-1)
+        return ids
+
+    def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
+        """Add up the blocks' projected rows, all but one of them zero."""
+        names = [self.layout.tables[table].name for table in self.layout.lookups[spec_index]]
+        return project(rows, [self._parameters.get(f"projection:{name}") for name in names])

@@ -1,0 +1,145 @@
+"""Feature multiplexing: one table of rows serves all features, each looking its ids up by hashes of its own.
+
+Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023, arXiv
+2305.12102. Feature f has c_f probes; probe j reads row hash(id; salt of (f, j)) mod M of the shared table, which is w
+wide, and the c_f rows side by side are the vector, c_f w wide. Features get wider vectors by more probes. Ids of one
+feature collide with those of all others, which a model that weighs each feature's vector by itself (dcn_v2) learns to
+tell apart: the errors of different features are nearly orthogonal (section 4 of the paper). Models that only multiply
+vectors with each other (dlrm) cannot, and the paper's analysis does not cover them.
+
+No vocabulary is needed: raw 64-bit integers are valid ids.
+
+Differs from the usual code: hashes are salted by the feature's name, so that adding or removing a feature moves nobody
+else's rows; tables of at most `threshold` ids keep rows of their own (0 restores the paper's form).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from recemb.budget import largest_within
+from recemb.hashing import hash_to_rows, salt_of
+from recemb.options import RecembError, option
+from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.registry import register
+from recemb.tables.sizing import affordable_threshold
+
+SHARED = "shared"
+"""Name of the table that all features share."""
+
+
+@dataclass(kw_only=True)
+class MultiplexedConfig(TableConfig):
+    """Options of the multiplexed table."""
+
+    rows: int | None = option(None, "M, rows of the shared table; when not given every table keeps its own rows")
+    probes: int = option(1, "c, rows that an id reads; each is embedding_dim / probes wide")
+    probes_of: dict[str, int] = option({}, "probes of single features, for wider or narrower vectors, e.g. {C1: 2}")
+    threshold: int = option(200, "tables of at most this many ids keep their own rows; a budget may lower it")
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise RecembError(f"table.rows is {self.rows}; it must be at least 1.")
+        if self.threshold < 0:
+            raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
+        for name, probes in [("probes", self.probes), *((f"probes_of.{k}", n) for k, n in self.probes_of.items())]:
+            if probes < 1:
+                raise RecembError(f"table.{name} is {probes}; it must be at least 1.")
+
+    def layout(self, specs: Sequence[TableSpec]) -> Layout:
+        """Hold the shared table, and one for each logical table that does not take part."""
+        width = self._width(specs)
+        probes = [self.probes_of.get(spec.name, self.probes) for spec in specs]
+        shares = [self._shares(spec) for spec in specs]
+        tables = [PhysicalTable(SHARED, self._rows(specs), width, specs[0].init_std)] if any(shares) else []
+        lookups, salts = [], []
+        for spec, count, share in zip(specs, probes, shares, strict=True):
+            if share:
+                lookups.append([0] * count)
+                salts += [salt_of(spec.name, probe) for probe in range(count)]
+            else:
+                lookups.append([len(tables)])
+                # An own table is looked up by the id itself, which a salt of 0 stands for.
+                salts.append(0)
+                tables.append(PhysicalTable(spec.name, spec.num_embeddings, width * count, spec.init_std))
+        return Layout(
+            tables=tables,
+            lookups=lookups,
+            dims=[width * count for count in probes],
+            constants={"salts": torch.tensor(salts), "rows": torch.tensor([self._rows(specs)])} if any(shares) else {},
+        )
+
+    def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
+        """Give the shared table what the tables beside it leave."""
+        whole = dataclasses.replace(self, rows=None)
+        if whole.layout(specs).serving_bytes <= budget_bytes:
+            return whole
+
+        def bytes_at(rows: int, threshold: int) -> int:
+            return dataclasses.replace(self, rows=rows, threshold=threshold).layout(specs).serving_bytes
+
+        threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
+        most = max(1, sum(spec.num_embeddings * self.probes_of.get(spec.name, self.probes) for spec in specs))
+        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, "table=multiplexed")
+        return dataclasses.replace(self, rows=rows, threshold=threshold)
+
+    def _shares(self, spec: TableSpec) -> bool:
+        return spec.raw_ids or (self.rows is not None and spec.num_embeddings > self.threshold)
+
+    def _rows(self, specs: Sequence[TableSpec]) -> int:
+        # Without a number of rows only raw ids share, and get what a vocabulary's full tables would have.
+        return self.rows or max(1, sum(spec.num_embeddings for spec in specs if spec.raw_ids))
+
+    def _width(self, specs: Sequence[TableSpec]) -> int:
+        """Give w, the width of a row of the shared table."""
+        dims = {spec.embedding_dim for spec in specs}
+        if len(dims) > 1:
+            raise RecembError(
+                f"table=multiplexed shares rows of one width, and the tables ask for vectors {sorted(dims)} wide; give "
+                "all tables one embedding_dim, and wider vectors by table.probes_of."
+            )
+        (dim,) = dims
+        if dim % self.probes:
+            raise RecembError(
+                f"table.probes={self.probes} rows side by side cannot make a vector {dim} wide (model.embedding_dim); "
+                "take a number of probes that divides it."
+            )
+        known = {spec.name for spec in specs}
+        for name in self.probes_of:
+            if name not in known:
+                raise RecembError(f"table.probes_of names {name}, and there is no such table: {', '.join(known)}.")
+        if any(spec.name == SHARED for spec in specs):
+            raise RecembError(f"a table cannot be named {SHARED!r} beside table=multiplexed, whose own name that is.")
+        return dim // self.probes
+
+
+@register(
+    "multiplexed",
+    MultiplexedConfig,
+    summary="all features share one table, each under its own hashes",
+    paper="Coleman et al., Unified Embedding, NeurIPS 2023, arXiv 2305.12102",
+)
+class MultiplexedTable(CompressedTable):
+    """Looks up row hash(id; feature, probe) mod M of the shared table; probes stand side by side."""
+
+    takes_raw_ids = True
+    shares_rows_across_features = True
+
+    rows: Tensor
+    salts: Tensor
+
+    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
+        """Hash the ids of features that share; keep those of own tables."""
+        if not self.layout.constants:
+            return ids
+        salts = self.salts[lookup]
+        hashed = hash_to_rows(ids, salts, self.rows)
+        return hashed if self._all_share else torch.where(salts == 0, ids, hashed)
+
+    @property
+    def _all_share(self) -> bool:
+        return len(self.layout.tables) == 1
