@@ -121,7 +121,8 @@ class Layout:
         constants: small tensors that serving needs beside the rows (hash salts, moduli, ...), by buffer name. A
             constant that belongs to lookups has one entry per lookup, in the order of `lookups` read left to right.
         parameters: small trained weights that combine needs beside the rows.
-        partial: a lookup may leave ids out (`remap` gives -1 for them), as blocks do that hold some ids of a table.
+        alternatives: the lookups of a table are blocks of its ids, and each id reads the one that `route` names,
+            instead of all of them as `remap` says.
     """
 
     tables: list[PhysicalTable]
@@ -129,7 +130,7 @@ class Layout:
     dims: list[int]
     constants: dict[str, Tensor] = field(default_factory=dict)
     parameters: list[DenseParameter] = field(default_factory=list)
-    partial: bool = False
+    alternatives: bool = False
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables] + [parameter.name for parameter in self.parameters]
@@ -228,6 +229,16 @@ class CompressedTable(nn.Module):
         """Whether combining pooled rows equals pooling combined rows, so that the lookup may pool bags."""
         return True
 
+    @property
+    def concatenates(self) -> bool:
+        """Whether combine puts rows side by side and does nothing else, which a lookup can do by itself."""
+        return type(self).combine is CompressedTable.combine
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether combine treats all columns of rows alike, so that one call serves several tables side by side."""
+        return False
+
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """Turn ids into row numbers of the physical table that each lookup reads.
 
@@ -239,7 +250,7 @@ class CompressedTable(nn.Module):
                 of a shape that broadcasts against `ids`: (N,) or (L, 1).
 
         Returns:
-            int64 row numbers of the shape of `ids`; -1 where a lookup leaves the id out (`Layout.partial`).
+            int64 row numbers of the shape of `ids`.
         """
         raise NotImplementedError(f"{type(self).__name__} must turn ids into row numbers.")
 
@@ -247,14 +258,37 @@ class CompressedTable(nn.Module):
         """Make the vectors of one logical table from its looked-up rows; unless overridden, put them side by side.
 
         Args:
-            rows: for each lookup of the table (N, d), or sums of rows over bags where `pooling_commutes`; zeros where
-                the lookup left the id out.
+            rows: for each lookup of the table (N, d), or sums of rows over bags where `pooling_commutes`.
             spec_index: which logical table.
 
         Returns:
             (N, D).
         """
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def route(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose for each id the one lookup that it reads; only for layouts whose lookups are alternatives.
+
+        Args:
+            ids: (N,) int64.
+            spec: (N,) int64, the logical table of each id.
+
+        Returns:
+            (N,) int64 lookups, an index into the layout's lookups read left to right, and (N,) int64 row numbers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say which lookup an id reads.")
+
+    def widen(self, rows: Tensor, lookup: int) -> Tensor:
+        """Make the vectors of ids that read one lookup; only for layouts whose lookups are alternatives.
+
+        Args:
+            rows: (N, d).
+            lookup: an index into the layout's lookups read left to right.
+
+        Returns:
+            (N, D).
+        """
+        return rows
 
 
 def init_uniform_(weight: Tensor, std: float, name: str, seed: int) -> None:

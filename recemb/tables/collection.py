@@ -2,18 +2,19 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.options import RecembError
 from recemb.tables.base import (
     CompressedTable,
+    PhysicalTable,
     TableConfig,
     TableSpec,
     init_orthogonal_,
@@ -21,7 +22,7 @@ from recemb.tables.base import (
     total_full_bytes,
 )
 from recemb.tables.registry import create_table
-from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables
+from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, lanes_of
 
 
 @dataclass(frozen=True)
@@ -70,45 +71,51 @@ class CompressedEmbeddingBagCollection(nn.Module):
     ) -> None:
         super().__init__()
         self._in_layout: Tensor
-        self._lanes: Tensor
         self._least: Tensor
         self._most: Tensor
         self._permutation: Tensor
+        self._spec: Tensor
+        self._place: Tensor
         _check_names(specs)
         self.specs = list(specs)
         self.method: CompressedTable = create_table(config, specs).to(device)
         layout = self.method.layout
         self._features = [name for spec in specs for name in spec.feature_names]
         self._spec_of_feature = [index for index, spec in enumerate(specs) for _ in spec.feature_names]
-        # FBGEMM wants the lookups of one table side by side, tables ascending.
-        lookups = sorted(_lookups(layout.lookups, self._spec_of_feature), key=lambda lookup: lookup.table)
-        self._feature_of_lookup = [lookup.feature for lookup in lookups]
-        # For each feature the places of its lookups, in the order that combine takes them.
-        self._lookups_of_feature = [
-            sorted((i for i, one in enumerate(lookups) if one.feature == feature), key=lambda i: lookups[i].in_layout)
-            for feature in range(len(self._features))
-        ]
-        physical = [layout.tables[lookup.table] for lookup in lookups]
-        self._widths = [table.dim for table in physical]
         self._dims = [layout.dims[index] for index in self._spec_of_feature]
-        self._one_lookup_each = self._feature_of_lookup == list(range(len(self._features)))
-        # Where combine puts rows side by side and they are looked up in that order, the lookup has done it already.
-        in_order = [lookup for of_feature in self._lookups_of_feature for lookup in of_feature]
-        self._combines = type(self.method).combine is not CompressedTable.combine or in_order != sorted(in_order)
         self._single = all(spec.max_length == 1 for spec in specs)
-        lookup_tables = [lookup.table for lookup in lookups]
+        packed = optimizer is not None and any(lanes_of(table.dim) > 1 for table in layout.tables)
+        # Whether rows are needed id by id: to choose among them, to pick them out of stored rows, or to combine them
+        # before their bags are pooled.
+        self._by_value = layout.alternatives or packed or not (self._single or self.method.pooling_commutes)
+        # Where every id reads one of the lookups, features that share a table share its lookups.
+        readers = range(len(specs)) if layout.alternatives else self._spec_of_feature
+        self._runs = self._find_runs([[layout.tables[t].dim for t in layout.lookups[spec]] for spec in readers])
+        lookups = sorted(_lookups(layout.lookups, readers), key=self._order_of(layout.tables))
+        # For each feature (or table) the places of its lookups, in the order that combine takes them.
+        self._places = [
+            sorted((i for i, one in enumerate(lookups) if one.reader == reader), key=lambda i: lookups[i].in_layout)
+            for reader in range(len(readers))
+        ]
+        self._one_lookup_each = [one.reader for one in lookups] == list(range(len(self._features)))
+        # Where combine puts rows side by side and they are looked up in that order, the lookup has done it already.
+        in_order = [place for places in self._places for place in places]
+        self._combines = not self.method.concatenates or in_order != sorted(in_order)
+        self._part_widths, self._parts_of_run = self._find_parts([layout.tables[one.table].dim for one in lookups])
+        lookup_tables = [one.table for one in lookups]
         self.tables: PlainTables | FusedTables = (
             PlainTables(layout.tables, lookup_tables, device)
             if optimizer is None
-            else FusedTables(layout.tables, lookup_tables, optimizer, device)
+            else FusedTables(layout.tables, lookup_tables, optimizer, device, by_value=self._by_value)
         )
-        self._packed = any(lanes > 1 for lanes in self.tables.lanes)
+        in_layout = [one.in_layout for one in lookups]
         for name, numbers in (
-            ("_in_layout", [lookup.in_layout for lookup in lookups]),
-            ("_lanes", self.tables.lanes),
+            ("_in_layout", in_layout),
             ("_least", [_least_id(specs[index]) for index in self._spec_of_feature]),
             ("_most", [_most_id(specs[index]) for index in self._spec_of_feature]),
-            ("_permutation", self._feature_of_lookup),
+            ("_permutation", [one.reader for one in lookups]),
+            ("_spec", self._spec_of_feature),
+            ("_place", [in_layout.index(lookup) for lookup in range(sum(map(len, layout.lookups)))]),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
@@ -117,6 +124,38 @@ class CompressedEmbeddingBagCollection(nn.Module):
             init_uniform_(weight.data, table.init_std, table.name, seed)
         for parameter in layout.parameters:
             init_orthogonal_(self.method.get_parameter(parameter.name), parameter.init_std, parameter.name, seed)
+
+    def _find_runs(self, widths: list[list[int]]) -> list[range]:
+        """Group neighbouring readers that one call of combine serves, given the widths of each one's lookups."""
+        runs = [range(0, 1)]
+        for reader in range(1, len(widths)):
+            if self.method.elementwise and widths[reader] == widths[reader - 1]:
+                runs[-1] = range(runs[-1].start, reader + 1)
+            else:
+                runs.append(range(reader, reader + 1))
+        return runs
+
+    def _find_parts(self, widths: list[int]) -> tuple[list[int], list[list[int]]]:
+        """Give the width of each part that pooled rows are split into, and which of them each run combines."""
+        if not self.method.elementwise:
+            return widths, [self._places[run.start] for run in self._runs]
+        part_widths: list[int] = []
+        parts_of_run = []
+        for run in self._runs:
+            places = [self._places[feature] for feature in run]
+            parts_of_run.append([len(part_widths) + position for position in range(len(places[0]))])
+            part_widths += [sum(widths[place] for place in position) for position in zip(*places, strict=True)]
+        return part_widths, parts_of_run
+
+    def _order_of(self, tables: Sequence[PhysicalTable]) -> Callable[["_Lookup"], tuple[int, ...]]:
+        """Say how lookups are ordered: those of one table side by side, as FBGEMM wants them."""
+        if self._by_value:
+            return lambda one: (tables[one.table].dim, one.table)
+        if self.method.elementwise:
+            # The first lookups of all tables of a run, then the second ones, ...: combine takes each as one block.
+            run_of = [number for number, run in enumerate(self._runs) for _ in run]
+            return lambda one: (run_of[one.reader], one.position, one.table)
+        return lambda one: (one.table,)
 
     def embedding_bag_configs(self) -> list[BagConfig]:
         """Describe the logical tables the way torchrec's models read them; a narrower table says its own width."""
@@ -150,63 +189,81 @@ class CompressedEmbeddingBagCollection(nn.Module):
         if uniform:
             ids = ids.view(lengths.shape)
         self._check_ids(ids, lengths, uniform)
+        if self.method.layout.alternatives:
+            return self._keyed(self._look_up_alternatives(ids.flatten(), lengths))
         if not self._one_lookup_each:
             if uniform:
                 ids, lengths = ids[self._permutation], lengths[self._permutation]
             else:
                 lengths, ids, _ = torch.ops.fbgemm.permute_2D_sparse_data(self._permutation.int(), lengths, ids)
         # Which lookup each id belongs to: a column that broadcasts, or one entry an id.
-        of_lookups = (
-            (lambda numbers: numbers.unsqueeze(1))
-            if uniform
-            else partial(torch.repeat_interleave, repeats=lengths.sum(dim=1))
-        )
-        rows = self.method.remap(ids, of_lookups(self._in_layout))
-        if not self._combines and not self._packed and not self.method.layout.partial:
-            return self._keyed(self.tables(rows.flatten(), _offsets(lengths)))
-        return self._combine(rows.flatten(), of_lookups(self._lanes), lengths, uniform)
+        lookup = self._in_layout.unsqueeze(1) if uniform else self._in_layout.repeat_interleave(lengths.sum(dim=1))
+        rows = self.method.remap(ids, lookup).flatten()
+        look_up = self._look_up_values if self._by_value else self._look_up_bags
+        return self._keyed(look_up(rows, lengths, uniform))
 
-    def _combine(self, rows: Tensor, lanes: Tensor, lengths: Tensor, uniform: bool) -> KeyedTensor:
-        """Look stored rows up, pick their lanes, combine, and pool what must be pooled after combining.
+    def _look_up_bags(self, rows: Tensor, lengths: Tensor, uniform: bool) -> Tensor:
+        """Pool rows while looking them up, then combine.
 
         Args:
-            rows: (N,) row numbers, lookup after lookup; -1 = left out.
-            lanes: rows to a stored row, for each of the N (N,) or each lookup (L, 1).
+            rows: (N,) row numbers, lookup after lookup.
             lengths: (L, B) ids of each bag.
             uniform: every bag holds one id.
+
+        Returns:
+            (B, sum of the features' widths).
         """
-        pool_after = not self._single and (self._packed or not self.method.pooling_commutes)
-        bag_lengths = _one_bag_per_value(lengths) if pool_after else lengths
-        lane = None
-        if self._packed:
-            of_rows = rows.view(-1, lengths.shape[1]) if uniform else rows
-            lane, rows = (of_rows % lanes).flatten(), (of_rows // lanes).flatten()
-        if self.method.layout.partial:
-            here = rows >= 0
-            bag_lengths = _count_in_bags(here, bag_lengths)
-            rows, lane = rows[here], None if lane is None else lane[here]
-        stored = self.tables(rows, _offsets(bag_lengths)).split(self.tables.widths, dim=1)
-        lane_of_bag = None
-        if lane is not None:
-            lane_of_bag = lane.new_zeros(bag_lengths.numel()).masked_scatter(bag_lengths.flatten() > 0, lane)
-            lane_of_bag = lane_of_bag.view(bag_lengths.shape)
+        pooled = self.tables(rows, _offsets(lengths))
+        if not self._combines:
+            return pooled
+        parts = pooled.split(self._part_widths, dim=1)
         vectors = []
-        for feature, lookups in enumerate(self._lookups_of_feature):
-            parts = [
-                _pick_lane(stored[lookup], self._widths[lookup], None if lane_of_bag is None else lane_of_bag[lookup])
-                for lookup in lookups
-            ]
-            vector = self.method.combine(parts, self._spec_of_feature[feature])
-            of_bags = lengths[lookups[0]]
-            if pool_after:
-                bag = torch.repeat_interleave(of_bags)
-                pooled = vector.new_zeros(len(of_bags), vector.shape[1])
-                vector = pooled.index_add(0, bag, vector[: len(bag)])
-            elif not uniform:
+        for run, of_run in zip(self._runs, self._parts_of_run, strict=True):
+            vector = self.method.combine([parts[part] for part in of_run], self._spec_of_feature[run.start])
+            if not uniform:
                 # combine may make something of a bag without ids; an empty bag is zero.
-                vector = vector * (of_bags > 0).unsqueeze(1)
+                filled = lengths[[self._places[feature][0] for feature in run]] > 0
+                vector = (vector.view(-1, len(run), vector.shape[1] // len(run)) * filled.T.unsqueeze(2)).flatten(1)
             vectors.append(vector)
-        return self._keyed(torch.cat(vectors, dim=1))
+        return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
+
+    def _look_up_values(self, rows: Tensor, lengths: Tensor, uniform: bool) -> Tensor:
+        """Look rows up one by one, combine, then pool; same arguments and result as `_look_up_bags`."""
+        parts = self.tables.values(rows, lengths.sum(dim=1).tolist())
+        vectors = []
+        for spec, places in zip(self._spec_of_feature, self._places, strict=True):
+            vector = self.method.combine([parts[place] for place in places], spec)
+            vectors.append(vector if uniform else _pool(vector, lengths[places[0]]))
+        return torch.cat(vectors, dim=1)
+
+    def _look_up_alternatives(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Look every id up in the one lookup of its table that it reads, widen the rows, then pool.
+
+        Args:
+            ids: (N,) feature after feature.
+            lengths: (F, B) ids of each bag.
+
+        Returns:
+            (B, sum of the features' widths).
+        """
+        features, bags = lengths.shape
+        lookup, rows = self.method.route(ids, self._spec.repeat_interleave(lengths.sum(dim=1)))
+        place, order = torch.sort(self._place[lookup], stable=True)
+        counts = torch.bincount(place, minlength=len(self._place)).tolist()
+        parts = self.tables.values(rows[order], counts)
+        widest = max(self._dims)
+        vectors = [
+            F.pad(vector, (0, widest - vector.shape[1]))
+            for vector in map(self.method.widen, parts, self._in_layout.tolist())
+        ]
+        # The bags in the order of the result: all features of a row of the batch, then the next row.
+        bag = torch.arange(features * bags, device=ids.device).view(bags, features).T.flatten()
+        bag = bag.repeat_interleave(lengths.flatten())[order]
+        pooled = vectors[0].new_zeros(bags * features, widest).index_add(0, bag, torch.cat(vectors))
+        if min(self._dims) == widest:
+            return pooled.view(bags, features * widest)
+        of_features = pooled.view(bags, features, widest).unbind(1)
+        return torch.cat([vector[:, :dim] for vector, dim in zip(of_features, self._dims, strict=True)], dim=1)
 
     def _keyed(self, values: Tensor) -> KeyedTensor:
         return KeyedTensor(keys=self._features, length_per_key=self._dims, values=values)
@@ -261,16 +318,17 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
 
 class _Lookup(NamedTuple):
-    feature: int
+    reader: int  # the feature (or table) that looks up
+    position: int  # among the reader's lookups
     table: int
     in_layout: int  # index into the layout's lookups, read left to right
 
 
-def _lookups(of_specs: list[list[int]], spec_of_feature: list[int]) -> Iterator[_Lookup]:
+def _lookups(of_specs: list[list[int]], spec_of_reader: Sequence[int]) -> Iterator[_Lookup]:
     first = [0, *itertools.accumulate(map(len, of_specs))]
-    for feature, spec in enumerate(spec_of_feature):
+    for reader, spec in enumerate(spec_of_reader):
         for position, table in enumerate(of_specs[spec]):
-            yield _Lookup(feature, table, first[spec] + position)
+            yield _Lookup(reader, position, table, first[spec] + position)
 
 
 def _check_names(specs: Sequence[TableSpec]) -> None:
@@ -303,21 +361,7 @@ def _offsets(lengths: Tensor) -> Tensor:
     return torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten().long())
 
 
-def _one_bag_per_value(lengths: Tensor) -> Tensor:
-    """Lengths (L, n) of bags with one id each, n = the most ids of any lookup; later bags of others are empty."""
-    values = lengths.sum(dim=1, keepdim=True)
-    return (torch.arange(int(values.max()), device=lengths.device) < values).long()
-
-
-def _count_in_bags(chosen: Tensor, lengths: Tensor) -> Tensor:
-    """Count the chosen (N,) bool values of every bag; returns the shape of `lengths`."""
-    before = torch.ops.fbgemm.asynchronous_complete_cumsum(chosen.long())
-    return before[_offsets(lengths)].diff().view(lengths.shape)
-
-
-def _pick_lane(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
-    """Take `width` of the stored floats: lane 0 is the first `width`, lane 1 the next."""
-    if stored.shape[1] == width or lane is None:
-        return stored
-    lanes = stored.view(len(stored), stored.shape[1] // width, width)
-    return lanes.gather(1, lane.view(-1, 1, 1).expand(-1, 1, width)).squeeze(1)
+def _pool(vectors: Tensor, lengths: Tensor) -> Tensor:
+    """Add up the vectors (N, D) of each of the bags, whose (B,) lengths add up to N."""
+    bag = torch.repeat_interleave(lengths)
+    return vectors.new_zeros(len(lengths), vectors.shape[1]).index_add(0, bag, vectors)

@@ -246,6 +246,16 @@ class CompositionalTable(CompressedTable):
         """Sums and concatenations commute with pooling, products and nets do not."""
         return self.config.combine in ("add", "concat")
 
+    @property
+    def concatenates(self) -> bool:
+        """So says the config."""
+        return self.config.combine == "concat"
+
+    @property
+    def elementwise(self) -> bool:
+        """Products and sums are."""
+        return self.config.combine in ("multiply", "add")
+
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """Number the bucket of each id."""
         if not self.layout.constants:

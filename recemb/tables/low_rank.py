@@ -20,7 +20,7 @@ from torch import Tensor
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
-from recemb.tables.projection import narrower, project, projection
+from recemb.tables.projection import narrower, projection, widened
 from recemb.tables.registry import register
 
 
@@ -115,4 +115,4 @@ class LowRankTable(CompressedTable):
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Project the row, unless it is as wide as the vector."""
-        return project(rows, [self._parameters.get(f"projection:{self.specs[spec_index].name}")])
+        return widened(rows[0], self._parameters.get(f"projection:{self.specs[spec_index].name}"))

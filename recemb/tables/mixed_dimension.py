@@ -17,6 +17,7 @@ least_width=1 every id has one float at least, as in the paper, which bounds wha
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from torch import Tensor
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, DenseParameter, Layout, PhysicalTable, TableConfig, TableSpec
-from recemb.tables.projection import narrower, project, projection
+from recemb.tables.projection import narrower, projection, widened
 from recemb.tables.registry import register
 
 BLOCKS = ("feature", "popularity")
@@ -125,7 +126,8 @@ class MixedDimensionConfig(TableConfig):
         tables: list[PhysicalTable] = []
         parameters: list[DenseParameter] = []
         lookups: list[list[int]] = []
-        first, stop, kept, ends = [], [], [], []
+        first: list[int] = []
+        ends: list[int] = []
         for index, (spec, of_spec) in enumerate(zip(specs, blocks, strict=True)):
             lookups.append([])
             runs = self._runs(spec, of_spec, hottest)
@@ -135,24 +137,28 @@ class MixedDimensionConfig(TableConfig):
                 lookups[index].append(len(tables))
                 tables.append(PhysicalTable(name, end - start, width, spec.init_std))
                 first.append(start)
-                stop.append(end)
-                kept.append(runs[-1][1])
                 if width < spec.embedding_dim:
                     parameters.append(projection(f"projection:{name}", spec, index, width))
         split = len(tables) > len(specs)
         drops = any(end < spec.num_embeddings for spec, end in zip(specs, ends, strict=True))
         constants: dict[str, Tensor] = {}
         if split:
-            constants |= {"first": torch.tensor(first), "stop": torch.tensor(stop)}
+            # Numbers for the ids of all tables, one table's after the other's, so that one search finds blocks.
+            before = [0, *itertools.accumulate(spec.num_embeddings for spec in specs)]
+            of_lookup = [index for index, of_spec in enumerate(lookups) for _ in of_spec]
+            constants["before"] = torch.tensor(before[:-1])
+            constants["first"] = torch.tensor(
+                [before[index] + start for index, start in zip(of_lookup, first, strict=True)]
+            )
         if drops:
-            constants["kept"] = torch.tensor(kept)
+            constants["ends"] = torch.tensor(ends)
         return Layout(
             tables=tables,
             lookups=lookups,
             dims=[spec.embedding_dim for spec in specs],
             constants=constants,
             parameters=parameters,
-            partial=split,
+            alternatives=split,
         )
 
     def _runs(self, spec: TableSpec, blocks: list[Block], hottest: float) -> list[tuple[int, int, int]]:
@@ -199,19 +205,32 @@ def _equally_popular(counts: Tensor, num_blocks: int) -> list[Block]:
 class MixedDimensionTable(CompressedTable):
     """Looks an id up in the block it belongs to and projects its row to full width."""
 
+    before: Tensor
     first: Tensor
-    stop: Tensor
-    kept: Tensor
+    ends: Tensor
+
+    def __init__(self, config: MixedDimensionConfig, specs: Sequence[TableSpec]) -> None:
+        super().__init__(config, specs)
+        layout = self.layout
+        names = [layout.tables[table].name for of_spec in layout.lookups for table in of_spec]
+        self._projections = [f"projection:{name}" for name in names]
 
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
-        """Number ids within their block; -1 for those of other blocks."""
-        if "kept" in self.layout.constants:
-            ids = torch.where(ids < self.kept[lookup], ids, 0)
-        if "first" in self.layout.constants:
-            ids = torch.where(ids < self.stop[lookup], ids - self.first[lookup], -1).clamp(min=-1)
-        return ids
+        """The row of an id is the id, where every table is one block; ids without a row read row 0."""
+        return torch.where(ids < self.ends[lookup], ids, 0) if self.layout.constants else ids
+
+    def route(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the block of each id; ids without a row read row 0 of the first block."""
+        if "ends" in self.layout.constants:
+            ids = torch.where(ids < self.ends[spec], ids, 0)
+        numbers = ids + self.before[spec]
+        lookup = torch.searchsorted(self.first, numbers, right=True) - 1
+        return lookup, numbers - self.first[lookup]
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
-        """Add up the blocks' projected rows, all but one of them zero."""
-        names = [self.layout.tables[table].name for table in self.layout.lookups[spec_index]]
-        return project(rows, [self._parameters.get(f"projection:{name}") for name in names])
+        """Project the row of a table that is one block."""
+        return self.widen(rows[0], self.layout.lookups[spec_index][0])
+
+    def widen(self, rows: Tensor, lookup: int) -> Tensor:
+        """Project rows of one block to full width."""
+        return widened(rows, self._parameters.get(self._projections[lookup]))

@@ -20,18 +20,6 @@ def projection(name: str, spec: TableSpec, spec_index: int, width: int) -> Dense
     return DenseParameter(name, (width, spec.embedding_dim), 1 / math.sqrt(width), spec_index)
 
 
-def project(rows: list[Tensor], projections: list[Tensor | None]) -> Tensor:
-    """Add up the projected rows.
-
-    Args:
-        rows: for each lookup (N, d).
-        projections: for each lookup (d, D), or None where rows have width D already.
-
-    Returns:
-        (N, D).
-    """
-    vectors = [part if matrix is None else part @ matrix for part, matrix in zip(rows, projections, strict=True)]
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return total
+def widened(rows: Tensor, matrix: Tensor | None) -> Tensor:
+    """Multiply rows (N, d) by their projection (d, D); None stands for rows that have width D already."""
+    return rows if matrix is None else rows @ matrix

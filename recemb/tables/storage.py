@@ -9,8 +9,8 @@ Both hosts take the same row numbers, return the same vectors and name their wei
 A lookup reads one physical table; several lookups may read the same one. Bags are pooled by sum.
 
 FBGEMM's kernels take widths in multiples of four floats. `FusedTables` keeps a narrower or odd width by storing several
-rows side by side in one stored row; `lanes` says how many, and who looks up picks the lane. Its weights are views of
-that storage in the shape of the plain ones, so the bytes served never include the padding of the last stored row.
+rows side by side in one stored row, its lanes, and picks rows out of them one by one. Its weights are views of that
+storage in the shape of the plain ones, so the bytes served never include the padding of the last stored row.
 """
 
 import math
@@ -97,7 +97,7 @@ class PlainTables(nn.Module):
 
     Args:
         tables: the physical tables.
-        lookup_tables: for each lookup the index of the table it reads, ascending.
+        lookup_tables: for each lookup the index of the table it reads.
         device: where the weights live.
     """
 
@@ -105,7 +105,6 @@ class PlainTables(nn.Module):
         self, tables: Sequence[PhysicalTable], lookup_tables: Sequence[int], device: torch.device | None = None
     ) -> None:
         super().__init__()
-        self.lanes = [1] * len(lookup_tables)
         self.widths = [tables[index].dim for index in lookup_tables]
         self._names = [tables[index].name for index in lookup_tables]
         self.embedding_bags = nn.ModuleDict(
@@ -119,11 +118,11 @@ class PlainTables(nn.Module):
         """Sum the rows of every bag.
 
         Args:
-            rows: (N,) int64 stored row numbers (row // lanes), lookup after lookup.
+            rows: (N,) int64 row numbers, lookup after lookup.
             offsets: (L * B + 1,) int64 where each bag begins in `rows`.
 
         Returns:
-            (B, sum of the lookups' `widths`), all lanes of a stored row.
+            (B, sum of the lookups' `widths`).
         """
         bags = (offsets.numel() - 1) // len(self._names)
         pooled = []
@@ -133,6 +132,19 @@ class PlainTables(nn.Module):
             values = rows[part[0] : part[-1]]
             pooled.append(F.embedding_bag(values, weight, part - part[0], mode="sum", include_last_offset=True))
         return torch.cat(pooled, dim=1)
+
+    def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Look rows up one by one.
+
+        Args:
+            rows: (N,) int64 row numbers, lookup after lookup.
+            counts: how many of them each lookup has.
+
+        Returns:
+            For each lookup (n, d).
+        """
+        parts = zip(rows.split(list(counts)), self._names, strict=True)
+        return [F.embedding(part, cast(_Bag, self.embedding_bags[name]).weight) for part, name in parts]
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory."""
@@ -151,9 +163,11 @@ class FusedTables(nn.Module):
 
     Args:
         tables: the physical tables.
-        lookup_tables: for each lookup the index of the table it reads, ascending (FBGEMM requires it).
+        lookup_tables: for each lookup the index of the table it reads, those of one table side by side; `by_value`,
+            those of one width.
         optimizer: what updates the rows.
         device: where the weights live.
+        by_value: rows are looked up one by one (`values`) instead of in bags (`forward`).
     """
 
     def __init__(
@@ -162,40 +176,88 @@ class FusedTables(nn.Module):
         lookup_tables: Sequence[int],
         optimizer: FusedOptimizer,
         device: torch.device | None = None,
+        *,
+        by_value: bool = False,
     ) -> None:
         super().__init__()
+        self._first: Tensor
+        self._lanes: Tensor
         device = device or torch.device("cpu")
-        self._arguments = (tuple(tables), tuple(lookup_tables), optimizer, device)
+        self._arguments = (tuple(tables), tuple(lookup_tables), optimizer, device, by_value)
         on_gpu = device.type == "cuda"
-        place = (
+        where = (
             (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if on_gpu else (EmbeddingLocation.HOST, ComputeDevice.CPU)
         )
-        stored = [(-(-table.rows // lanes_of(table.dim)), table.dim * lanes_of(table.dim)) for table in tables]
-        self.lanes = [lanes_of(tables[index].dim) for index in lookup_tables]
-        self.widths = [stored[index][1] for index in lookup_tables]
+        # The kernel's own table that holds each physical one: those of one width share one where rows are looked up one
+        # by one, which pads the fewest.
+        order = sorted({table.dim for table in tables}) if by_value else list(dict.fromkeys(lookup_tables))
+        kernels = [order.index(table.dim if by_value else index) for index, table in enumerate(tables)]
+        lanes = [lanes_of(table.dim) for table in tables]
+        # How long each of the kernel's tables is, and where in it each physical one begins.
+        stored = [(0, 0)] * (max(kernels) + 1)
+        first = []
+        for table, kernel, several in zip(tables, kernels, lanes, strict=True):
+            first.append(stored[kernel][0])
+            stored[kernel] = (first[-1] - (-table.rows // several), table.dim * several)
+        self.widths = [tables[index].dim for index in lookup_tables]
+        self._kernel_of_lookup = [kernels[index] for index in lookup_tables]
+        self._stored_widths = [width for _, width in stored]
+        self._packs = max(lanes) > 1
         batched = SplitTableBatchedEmbeddingBagsCodegen(
-            [(*shape, *place) for shape in stored],
-            feature_table_map=list(lookup_tables),
+            [(*shape, *where) for shape in stored],
+            feature_table_map=list(range(len(stored))) if by_value else self._kernel_of_lookup,
             device=device,
             bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
             **optimizer.kwargs(),
         )
         # In a list, so that its one flat weight is not a second parameter beside the tables' own names.
         self._batched = [batched]
+        weights = batched.split_embedding_weights()
         self.embedding_bags = nn.ModuleDict(
             {
-                table.name: _ViewBag(weight.view(-1, table.dim)[: table.rows])
-                for table, weight in zip(tables, batched.split_embedding_weights(), strict=True)
+                table.name: _ViewBag(weights[kernel][start:].view(-1, table.dim)[: table.rows])
+                for table, kernel, start in zip(tables, kernels, first, strict=True)
             }
         )
+        for name, numbers in (("_first", first), ("_lanes", lanes)):
+            of_lookups = torch.tensor([numbers[index] for index in lookup_tables], device=device)
+            self.register_buffer(name, of_lookups, persistent=False)
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
         return self._batched[0](rows, offsets)
 
+    def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Look rows up one by one; same arguments and result as `PlainTables.values`."""
+        if not len(rows):
+            return [torch.zeros(0, width, device=rows.device) for width in self.widths]
+        repeats = torch.tensor(counts, device=rows.device)
+        lane = None
+        if self._packs:
+            lanes = self._lanes.repeat_interleave(repeats)
+            lane, rows = rows % lanes, rows // lanes
+        rows = rows + self._first.repeat_interleave(repeats)
+        of_kernels = [0] * len(self._stored_widths)
+        for kernel, count in zip(self._kernel_of_lookup, counts, strict=True):
+            of_kernels[kernel] += count
+        # The kernel wants equally many bags of every table: one for each row, and empty ones behind them.
+        ends = torch.tensor(of_kernels, device=rows.device).cumsum(0).unsqueeze(1)
+        begins = ends - torch.tensor(of_kernels, device=rows.device).unsqueeze(1)
+        offsets = torch.minimum(begins + torch.arange(max(of_kernels), device=rows.device), ends).flatten()
+        bags = self._batched[0](rows, torch.cat([offsets, ends[-1]]))
+        found: list[Tensor] = []
+        start = 0
+        for kernel, stored in enumerate(bags.split(self._stored_widths, dim=1)):
+            count = of_kernels[kernel]
+            here = [index for index, one in enumerate(self._kernel_of_lookup) if one == kernel]
+            picked = _pick_lanes(stored[:count], self.widths[here[0]], lane, start) if here else stored[:0]
+            found += picked.split([counts[index] for index in here]) if here else []
+            start += count
+        return found
+
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedTables":
         """Refuse what would cut the named weights loose from the kernel's memory."""
-        _, _, _, device = self._arguments
+        _, _, _, device, _ = self._arguments
         probe = fn(torch.empty(0, device=device))
         if probe.dtype != torch.float32 or probe.device.type != device.type:
             raise RecembError(
@@ -205,7 +267,8 @@ class FusedTables(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedTables":
-        twin = FusedTables(*self._arguments)
+        tables, lookup_tables, optimizer, device, by_value = self._arguments
+        twin = FusedTables(tables, lookup_tables, optimizer, device, by_value=by_value)
         twin.load_state_dict(self.state_dict())
         states = (tables.split_optimizer_states() for tables in (*twin._batched, *self._batched))
         for ours, theirs in zip(*states, strict=True):
@@ -227,3 +290,15 @@ class FusedTables(nn.Module):
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer's accumulators."""
         return sum(state.nbytes for states in self._batched[0].split_optimizer_states() for state in states)
+
+
+def _pick_lanes(stored: Tensor, width: int, lane: Tensor | None, start: int) -> Tensor:
+    """Take `width` of the stored floats (n, w): lane 0 is the first `width`, lane 1 the next.
+
+    `lane` (N,) holds theirs from `start` on.
+    """
+    if stored.shape[1] == width or lane is None:
+        return stored
+    lanes = stored.view(len(stored), stored.shape[1] // width, width)
+    chosen = lane[start : start + len(stored)].view(-1, 1, 1).expand(-1, 1, width)
+    return lanes.gather(1, chosen).squeeze(1)
