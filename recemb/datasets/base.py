@@ -9,18 +9,23 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from recemb.datasets.bags import Bags
 from recemb.datasets.splits import PROTOCOLS
 from recemb.options import RecembError, option
 
+if TYPE_CHECKING:
+    from recemb.datasets.features import Feature
+
 BAD_ROW_POLICIES = ("error", "skip")
+VOCABULARIES = ("frequency", "none")
 
 
 class RawChunk(NamedTuple):
-    """Some consecutive rows as a source reads them; F categorical and K dense features, n rows.
+    """Some consecutive rows as a source reads them; F categorical, K dense and M multi-valued features, n rows.
 
     Attributes:
         labels: (n,) uint8, 0 or 1.
@@ -29,6 +34,7 @@ class RawChunk(NamedTuple):
         missing: F arrays (n,) bool, or None where no row of this chunk misses the feature.
         position: how much of the source is read once this chunk is, in the source's unit.
         probability: (n,) float64, the true probability of a 1 where the source knows it.
+        bags: M bags of uint32 tokens (`Bags.of(tokens, lengths)`); a missing value is an empty bag.
     """
 
     labels: np.ndarray
@@ -37,6 +43,7 @@ class RawChunk(NamedTuple):
     missing: list[np.ndarray | None]
     position: int
     probability: np.ndarray | None = None
+    bags: tuple[Bags, ...] = ()
 
 
 class RowSource(ABC):
@@ -44,7 +51,8 @@ class RowSource(ABC):
 
     Attributes:
         dense_names: the K dense features.
-        categorical_names: the F categorical features.
+        categorical_names: the F categorical features with one value a row.
+        multi_valued: the M categorical features with a bag of values a row; they come after the others everywhere.
         files: name, size in bytes and modification time in ns of every file, empty for generated rows.
         total: the length of the source in `unit`, for progress.
         unit: "B" or "row".
@@ -54,6 +62,7 @@ class RowSource(ABC):
 
     dense_names: tuple[str, ...]
     categorical_names: tuple[str, ...]
+    multi_valued: tuple[str, ...] = ()
     files: list[dict[str, Any]]
     total: int
     unit: str
@@ -61,6 +70,11 @@ class RowSource(ABC):
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """All categorical features in the order of a batch's keys."""
+        return (*self.categorical_names, *self.multi_valued)
 
     @abstractmethod
     def chunks(self, pool: ThreadPoolExecutor) -> Iterator[RawChunk]:
@@ -77,6 +91,11 @@ class DatasetConfig:
     protocol: str = option("last_day", f"how rows are split: {', '.join(PROTOCOLS)}")
     min_count: int = option(2, "a value seen fewer times than this in the training rows is out of vocabulary")
     min_counts: dict[str, int] = option({}, "min_count of single features, e.g. {C1: 10}")
+    vocabulary: str = option(
+        "frequency",
+        "how ids are made: frequency numbers the values of the training rows, the most frequent first; none takes the "
+        "raw values as ids, which only table methods that hash can look up",
+    )
     seed: int = option(0, "seed of everything random in the preparation")
 
     def __post_init__(self) -> None:
@@ -85,6 +104,10 @@ class DatasetConfig:
         for option_name, count in [("min_count", self.min_count), *_dotted("min_counts", self.min_counts)]:
             if count < 1:
                 raise RecembError(f"dataset.{option_name}={count} is too small; it must be 1 or more.")
+        if self.vocabulary not in VOCABULARIES:
+            known = ", ".join(VOCABULARIES)
+            raise RecembError(f"dataset.vocabulary={self.vocabulary} is not known; choose one of {known}.")
+        self._check_counts_have_effect()
         if not str(self.path).strip():
             raise RecembError("dataset.path is empty; name the folder that shall hold the prepared data set.")
 
@@ -92,10 +115,35 @@ class DatasetConfig:
         """Check the source and return it, ready to be read; reads no more than file sizes."""
         raise NotImplementedError
 
+    def describe_features(self) -> "list[Feature]":
+        """Say what is known of the categorical features without reading a row; in the order of a batch's keys.
+
+        Raises:
+            RecembError: nothing is prepared at `path`, or another data set.
+        """
+        from recemb.datasets.prepared import PreparedDataset  # it reads what this module declares
+
+        dataset = PreparedDataset.open(self.path)
+        if (there := dataset.meta["dataset"]) != self.name:
+            raise RecembError(
+                f"{self.path} holds {there}, not {self.name}; pass dataset={there} or another dataset.path."
+            )
+        return dataset.features
+
     def identity(self) -> dict[str, Any]:
         """What decides the prepared rows: every option except where things lie."""
         names = [field.name for field in fields(self) if field.name not in ("path", "source")]
         return {name: dict(value) if isinstance(value := getattr(self, name), dict) else value for name in names}
+
+    def _check_counts_have_effect(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [f"min_count={self.min_count}"] if self.min_count != defaults["min_count"] else []
+        changed += [f"{name}={count}" for name, count in _dotted("min_counts", self.min_counts)]
+        if self.vocabulary == "none" and changed:
+            raise RecembError(
+                f"dataset.{changed[0]} has nothing to act on with dataset.vocabulary=none; leave it out, or take "
+                "dataset.vocabulary=frequency."
+            )
 
     def least_count(self, feature: str) -> int:
         """How often `feature` must show a value in the training rows for it to get an id."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.datasets.bags import Bags
 from recemb.datasets.columns import Columns, Rows, SplitFile
 
 _PIECES = 16
@@ -18,7 +20,8 @@ class Batch(NamedTuple):
 
     Attributes:
         dense: (B, K) float32, NaN = missing.
-        sparse: F keys with one int64 id a row each: values (F * B,) feature by feature, all lengths 1, stride B.
+        sparse: F keys of int64 ids, stride B: values feature by feature, (F * B,) with all lengths 1, unless some
+            features are multi-valued; those come last and have any number of ids a row.
         labels: (B,) float32, 0 or 1.
     """
 
@@ -41,7 +44,7 @@ class Batches:
 
     Args:
         split: where the rows are.
-        keys: the F categorical features.
+        keys: the F categorical features, multi-valued ones last.
         batch_size: B.
         order: (seed, epoch) to shuffle by, or None for the order of the file.
         drop_last: leave out a last batch of fewer rows.
@@ -119,6 +122,8 @@ class Batches:
 
     def _batch(self, target: "_Target") -> Batch:
         rows, keys = len(target.labels), self._keys
+        if target.bags:
+            return Batch(torch.from_numpy(target.dense), self._jagged(target), torch.from_numpy(target.labels))
         if rows not in self._layouts:
             offsets = torch.arange(len(keys) * rows + 1)
             self._layouts[rows] = torch.ones(len(keys) * rows, dtype=torch.int64), offsets
@@ -134,11 +139,30 @@ class Batches:
         )
         return Batch(torch.from_numpy(target.dense), sparse, torch.from_numpy(target.labels))
 
+    def _jagged(self, target: "_Target") -> KeyedJaggedTensor:
+        """Put the single ids (F, B) and M features' bags one after the other."""
+        singles, rows = target.ids.shape
+        bags = [Bags.join(parts, np.int64) for parts in target.bags]
+        sizes = [rows] * singles + [len(part.values) for part in bags]
+        lengths = np.ones((len(sizes), rows), dtype=np.int64)
+        for j, part in enumerate(bags, singles):
+            lengths[j] = part.lengths
+        return KeyedJaggedTensor(
+            keys=self._keys,
+            values=torch.from_numpy(np.concatenate([target.ids.reshape(-1), *(part.values for part in bags)])),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
+            offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])),
+            stride=rows,
+            length_per_key=sizes,
+            offset_per_key=[0, *accumulate(sizes)],
+        )
+
 
 class _Target:
-    """The arrays of a batch in the making; ids (F, B) int64, dense (B, K) and labels (B,) float32."""
+    """The arrays of a batch in the making; ids (F, B) int64, dense (B, K) and labels (B,) float32, M lists of bags."""
 
-    def __init__(self, ids: np.ndarray, dense: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, ids: np.ndarray, dense: np.ndarray, labels: np.ndarray, multi_valued: int) -> None:
+        self.bags: list[list[Bags]] = [[] for _ in range(multi_valued)]
         self.ids = ids
         self.dense = dense
         self.labels = labels
@@ -150,6 +174,7 @@ class _Target:
             np.empty((split.categorical, rows), dtype=np.int64),
             np.empty((rows, split.dense), dtype=np.float32),
             np.empty(rows, dtype=np.float32),
+            split.multi_valued,
         )
 
     def fill(self, part: Columns | Rows, order: "range | np.ndarray") -> None:
@@ -160,6 +185,8 @@ class _Target:
             self.ids[:, at] = np.take(part.ids, order, axis=0).T
             self.dense[at] = np.take(part.dense, order, axis=0)
             self.labels[at] = part.labels[order]
+            for parts, bags in zip(self.bags, part.bags, strict=True):
+                parts.append(bags[np.asarray(order)])
         else:
             rows = slice(order[0], order[-1] + 1)
             for j, column in enumerate(part.ids):
@@ -167,4 +194,6 @@ class _Target:
             for j, column in enumerate(part.dense):
                 self.dense[at, j] = column[rows]
             self.labels[at] = part.labels[rows]
+            for parts, bags in zip(self.bags, part.bags, strict=True):
+                parts.append(bags[rows])
         self.room -= len(order)

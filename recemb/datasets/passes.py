@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from recemb.datasets.bags import Bags
 from recemb.datasets.base import DatasetConfig, RowSource
 from recemb.datasets.machine import usable_cores
 from recemb.datasets.parallel import ordered
 from recemb.datasets.prepared import SCHEMA_VERSION
 from recemb.datasets.splits import PROTOCOLS, SPLITS
 from recemb.datasets.spool import Spool
-from recemb.datasets.vocabulary import Mapper, Vocabulary, count_values
+from recemb.datasets.vocabulary import Mapper, RawIds, Vocabulary, count_values
 from recemb.datasets.writer import SplitWriter, schema_of
 from recemb.options import RecembError
 
 _SLAB_ROWS = 1 << 17
+_SLAB_VALUES = 1 << 21
 
 
 class Preparation:
@@ -47,7 +49,8 @@ class Preparation:
         self.source = source
         self.folder = folder
         self.progress = progress
-        self.spool = Spool(folder / "spool", len(source.dense_names), len(source.categorical_names))
+        sizes = (len(names) for names in (source.dense_names, source.categorical_names, source.multi_valued))
+        self.spool = Spool(folder / "spool", *sizes)
 
     def run(self) -> dict[str, Any]:
         """Do it all and return the contents of meta.json."""
@@ -83,31 +86,33 @@ class Preparation:
             "give some dozens at least."
         )
 
-    def _count(self, pool: ThreadPoolExecutor) -> list[Vocabulary]:
-        names = self.source.categorical_names
+    def _count(self, pool: ThreadPoolExecutor) -> list[Vocabulary | RawIds]:
+        names = self.source.feature_names
         with self._bar("counting", self.spool.rows * len(names), "value") as bar:
             counts = count_values(self.spool, self._codes, pool, bar.update)
+        if self.config.vocabulary == "none":
+            return [RawIds(count.distinct) for count in counts]
         (self.folder / "vocabulary").mkdir()
-        vocabularies = []
+        vocabularies: list[Vocabulary | RawIds] = []
         for name in names:
             # Popped, so that one feature's counts are gone before the next one's vocabulary is made.
-            vocabularies.append(counts.pop(0).number(self.config.least_count(name)))
-            vocabularies[-1].write(self.folder / "vocabulary" / f"{name}.arrow")
+            vocabulary = counts.pop(0).number(self.config.least_count(name))
+            vocabulary.write(self.folder / "vocabulary" / f"{name}.arrow")
+            vocabularies.append(vocabulary)
         return vocabularies
 
-    def _write(self, pool: ThreadPoolExecutor, vocabularies: list[Vocabulary]) -> dict[str, Any]:
-        spool = self.spool
-        schema = schema_of(self.source.dense_names, self.source.categorical_names)
+    def _write(self, pool: ThreadPoolExecutor, vocabularies: list[Vocabulary | RawIds]) -> dict[str, Any]:
+        spool, source = self.spool, self.source
+        raw = self.config.vocabulary == "none"
+        schema = schema_of(source.dense_names, source.categorical_names, source.multi_valued, raw)
         digest = hashlib.sha256(schema.to_string().encode())
         features = []
-        for name, vocabulary in zip(self.source.categorical_names, vocabularies, strict=True):
-            digest.update(f"{name} {vocabulary.missing}".encode())
-            digest.update(vocabulary.values.data)
-            digest.update(vocabulary.counts.data)
-            features.append(_describe(name, vocabulary))
+        for name, vocabulary in zip(source.feature_names, vocabularies, strict=True):
+            vocabulary.feed(digest, name)
+            features.append(_describe(name, vocabulary, name in source.multi_valued))
         mappers = [vocabulary.mapper() for vocabulary in vocabularies]
         vocabularies.clear()
-        writers = [SplitWriter(self.folder / f"{s}.arrow", schema, self.source.knows_probability) for s in SPLITS]
+        writers = [SplitWriter(self.folder / f"{s}.arrow", schema, source.knows_probability) for s in SPLITS]
         try:
             with self._bar("writing", spool.rows, "row") as bar:
                 self._map_rows(pool, mappers, writers, bar.update)
@@ -130,19 +135,23 @@ class Preparation:
         advance: Callable[[int], object],
     ) -> None:
         spool = self.spool
-        slabs = [(start, min(start + _SLAB_ROWS, spool.rows)) for start in range(0, spool.rows, _SLAB_ROWS)]
-        columns_of: list[Callable[[int, int], np.ndarray]] = [spool.labels]
+        step = _slab_rows(spool)
+        slabs = [(start, min(start + step, spool.rows)) for start in range(0, spool.rows, step)]
+        columns_of: list[Callable[[int, int], np.ndarray | Bags]] = [spool.labels]
         columns_of += [partial(spool.dense_column, j) for j in range(spool.dense)]
-        columns_of += [partial(_ids, spool, mapper, j) for j, mapper in enumerate(mappers)]
+        columns_of += [partial(_ids, spool, mapper, j) for j, mapper in enumerate(mappers[: spool.categorical])]
+        columns_of += [partial(_bags, spool, mapper, j) for j, mapper in enumerate(mappers[spool.categorical :])]
         work = ((column_of, slab) for slab in slabs for column_of in columns_of)
         # Two slabs ahead: one being mapped while the one before it is written.
         columns = ordered(pool, lambda item: item[0](*item[1]), work, ahead=2 * len(columns_of))
         for start, stop in slabs:
             slab = [next(columns) for _ in columns_of]
+            flat = [column for column in slab if not isinstance(column, Bags)]
+            bags = [column for column in slab if isinstance(column, Bags)]
             codes = self._codes(start, stop)
             probability = spool.probabilities(start, stop) if self.source.knows_probability else None
             for code, writer in enumerate(writers):
-                writer.append(slab, _rows_with(codes, code), probability)
+                writer.append(flat, bags, _rows_with(codes, code), probability)
             advance(stop - start)
 
     def _meta(self, features: list[dict[str, Any]], writers: list[SplitWriter], fingerprint: str) -> dict[str, Any]:
@@ -153,6 +162,7 @@ class Preparation:
             "dataset": self.config.name,
             "protocol": self.config.protocol,
             "min_count": self.config.min_count,
+            "vocabulary": self.config.vocabulary,
             "seed": self.config.seed,
             "rows": {split: writer.rows for split, writer in by_split.items()},
             "positive_rate": {split: writer.positives / writer.rows for split, writer in by_split.items()},
@@ -180,6 +190,17 @@ def _ids(spool: Spool, mapper: Mapper, feature: int, start: int, stop: int) -> n
     return mapper(*spool.tokens(feature, start, stop))
 
 
+def _bags(spool: Spool, mapper: Mapper, feature: int, start: int, stop: int) -> Bags:
+    tokens = spool.bags(feature, start, stop)
+    return Bags(mapper(tokens.values, None), tokens.offsets)
+
+
+def _slab_rows(spool: Spool) -> int:
+    """Return how many rows are mapped at a time: fewer where bags are so long that they would fill the memory."""
+    longest = max(spool.values, default=0)
+    return max(1, min(_SLAB_ROWS, _SLAB_VALUES * spool.rows // max(longest, 1)))
+
+
 def _rows_with(codes: np.ndarray, code: int) -> slice | np.ndarray:
     """Return the rows of one split: a slice where they lie together, which costs no copy, else (n,) bool."""
     chosen = codes == code
@@ -191,12 +212,13 @@ def _rows_with(codes: np.ndarray, code: int) -> slice | np.ndarray:
     return chosen
 
 
-def _describe(name: str, vocabulary: Vocabulary) -> dict[str, Any]:
+def _describe(name: str, vocabulary: Vocabulary | RawIds, multi_valued: bool) -> dict[str, Any]:
     return {
         "name": name,
         "cardinality": vocabulary.num_embeddings,
         "distinct": vocabulary.distinct,
-        "out_of_vocabulary_rows": vocabulary.out_of_vocabulary_rows,
+        "out_of_vocabulary_rows": vocabulary.out_of_vocabulary_rows if isinstance(vocabulary, Vocabulary) else None,
+        "max_length": None if multi_valued else 1,
     }
 
 

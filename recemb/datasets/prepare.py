@@ -20,6 +20,8 @@ from recemb.options import RecembError
 
 log = logging.getLogger(__name__)
 
+_PARTS = ("vocabulary", *(f"{split}.arrow" for split in SPLITS))
+
 
 def prepare(
     config: DatasetConfig, *, on_bad_rows: str = "error", overwrite: bool = False, progress: bool = True
@@ -75,10 +77,11 @@ def _bytes_needed(source: RowSource) -> int:
 
 def _check_min_counts(config: DatasetConfig, source: RowSource) -> None:
     for name in config.min_counts:
-        if name not in source.categorical_names:
+        names = source.feature_names
+        if name not in names:
             raise RecembError(
                 f"dataset.min_counts names the feature {name}, which dataset={config.name} does not have; "
-                f"it has {source.categorical_names[0]} to {source.categorical_names[-1]}."
+                f"it has {', '.join(names) if len(names) < 10 else f'{names[0]} to {names[-1]}'}."
             )
 
 
@@ -95,7 +98,7 @@ def _reusable(
     try:
         there = PreparedDataset.open(config.path)
     except RecembError as error:
-        if not ((target / META).is_file() and (target / "vocabulary").is_dir()):
+        if not ((target / META).is_file() and any((target / name).exists() for name in _PARTS)):
             raise RecembError(
                 f"{config.path} is a folder with other things in it, which will not be touched; "
                 "choose another dataset.path."
@@ -118,8 +121,7 @@ def _reusable(
 
 def _refuse_foreign(target: Path, config: DatasetConfig) -> None:
     """Let a prepared data set be replaced only where nothing else lies in its folder, its own source least of all."""
-    ours = {META, "vocabulary", *(f"{split}.arrow" for split in SPLITS)}
-    if foreign := sorted(path.name for path in target.iterdir() if path.name not in ours):
+    if foreign := sorted(path.name for path in target.iterdir() if path.name not in (META, *_PARTS)):
         raise RecembError(
             f"{config.path} holds {foreign[0]} beside a prepared data set, and would lose it; move it away, or choose "
             "another dataset.path."

@@ -1,54 +1,21 @@
 """Opens a prepared data set: what is in it, its features with their training frequencies, and batches of its rows."""
 
 import json
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
-from pyarrow import ipc
 
 from recemb.datasets.batches import Batches
 from recemb.datasets.columns import SplitFile
+from recemb.datasets.features import Feature
 from recemb.datasets.splits import SPLITS
-from recemb.datasets.vocabulary import OUT_OF_VOCABULARY_KEY
 from recemb.options import RecembError
 
 META = "meta.json"
 _NEEDED = ("rows", "dataset", "dense", "categorical", "sources", "skipped", "fingerprint", "config")
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One categorical feature with V ids, numbered by falling training frequency; id 0 = out of vocabulary.
-
-    Attributes:
-        name: the column.
-        num_embeddings: V.
-        vocabulary: the Arrow file of its values and their counts.
-    """
-
-    name: str
-    num_embeddings: int
-    vocabulary: Path = field(repr=False)
-
-    @cached_property
-    def counts(self) -> torch.Tensor:
-        """(V,) int64: how many training rows have each id."""
-        try:
-            with pa.memory_map(str(self.vocabulary)) as source, ipc.open_file(source) as reader:
-                table = reader.read_all()
-                counts = torch.empty(self.num_embeddings, dtype=torch.int64)
-                counts[0] = int(table.schema.metadata[OUT_OF_VOCABULARY_KEY])
-                counts[1:] = torch.from_numpy(table["count"].to_numpy().copy())
-        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
-            raise RecembError(
-                f"{self.vocabulary} is missing or damaged ({error}); run recemb prepare again with overwrite=true."
-            ) from error
-        return counts
 
 
 class PreparedDataset:
@@ -93,6 +60,7 @@ class PreparedDataset:
             raise RecembError(
                 f"{folder / META} is damaged (it has no {lacking[0]}); {advice} again with overwrite=true."
             )
+        meta["config"].setdefault("vocabulary", "frequency")  # what was made before there was a choice
         splits = {}
         for split in SPLITS:
             try:
@@ -103,7 +71,7 @@ class PreparedDataset:
                 ) from error
         dataset = cls(folder, meta, splits)
         for feature in dataset.features:
-            if not feature.vocabulary.is_file():
+            if feature.vocabulary is not None and not feature.vocabulary.is_file():
                 raise RecembError(f"{feature.vocabulary} is missing; {advice} again with overwrite=true.")
         return dataset
 
@@ -115,8 +83,17 @@ class PreparedDataset:
     @cached_property
     def features(self) -> list[Feature]:
         """The categorical features in the order of a batch's keys."""
-        folder = self.path / "vocabulary"
-        return [Feature(f["name"], f["cardinality"], folder / f"{f['name']}.arrow") for f in self.meta["categorical"]]
+        folder, raw = self.path / "vocabulary", self.meta["config"]["vocabulary"] == "none"
+        return [
+            Feature(
+                f["name"],
+                f["cardinality"],
+                None if raw else folder / f"{f['name']}.arrow",
+                f.get("max_length", 1),
+                raw,
+            )
+            for f in self.meta["categorical"]
+        ]
 
     @property
     def fingerprint(self) -> str:

@@ -1,39 +1,47 @@
-"""Raw columns on disk between the passes: one plain binary file a column.
+"""Raw columns on disk between the passes: one plain binary file a column, two for a column of bags.
 
 How many rows there are is known only after the first pass, and the vocabulary only after the second, so every row is
 parked here. Reads go through `pread` into fresh arrays: a memory map would count its pages into the peak memory.
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from recemb.datasets.bags import Bags
 from recemb.datasets.base import RawChunk
 
 
 class Spool:
-    """The raw rows of one preparation; F categorical and K dense features.
+    """The raw rows of one preparation; F categorical, K dense and M multi-valued features.
 
     Args:
         folder: created here, deleted by the owner.
         dense: K.
         categorical: F.
+        multi_valued: M.
     """
 
-    def __init__(self, folder: Path, dense: int, categorical: int) -> None:
+    def __init__(self, folder: Path, dense: int, categorical: int, multi_valued: int = 0) -> None:
         folder.mkdir()
         self.folder = folder
         self.dense = dense
         self.categorical = categorical
+        self.multi_valued = multi_valued
         self.rows = 0
+        self.values = [0] * multi_valued
         self._files: dict[str, BinaryIO] = {}
 
     def append(self, chunk: RawChunk) -> None:
         """Add the rows of a chunk."""
         n = len(chunk.labels)
+        sizes = [len(bags) for bags in chunk.bags]
+        if sizes != [n] * self.multi_valued:
+            raise ValueError(f"a chunk of {n} rows has bags of {sizes} rows instead of {self.multi_valued} times {n}")
         self._write("label", chunk.labels)
         for j, column in enumerate(chunk.dense):
             self._write(f"dense{j}", column)
@@ -48,6 +56,12 @@ class Spool:
             self._write(f"missing{first // 8}", plane)
         if chunk.probability is not None:
             self._write("probability", chunk.probability)
+        for j, bags in enumerate(chunk.bags):
+            if self.rows == 0 and f"end{j}" not in self._files:
+                self._write(f"end{j}", np.zeros(1, dtype=np.int64))
+            self._write(f"end{j}", bags.offsets[1:].astype(np.int64) - int(bags.offsets[0]) + self.values[j])
+            self._write(f"bag{j}", bags.flat.astype(np.uint32, copy=False))
+            self.values[j] += len(bags.flat)
         self.rows += n
 
     def finish(self) -> None:
@@ -79,6 +93,20 @@ class Spool:
         plane = self._read(f"missing{feature // 8}", np.uint8, start, stop)
         missing = (plane >> np.uint8(feature % 8)) & np.uint8(1)
         return self._read(f"token{feature}", np.uint32, start, stop), missing.view(np.bool_)
+
+    def bags(self, feature: int, start: int, stop: int) -> Bags:
+        """Return (stop - start) bags of uint32 of one multi-valued feature."""
+        ends = self._read(f"end{feature}", np.int64, start, stop + 1)
+        return Bags(self._read(f"bag{feature}", np.uint32, int(ends[0]), int(ends[-1])), ends - ends[0])
+
+    def spans(self, feature: int, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+        """Cut a range of rows so that each part has at most `most` values of a multi-valued feature, or is one row."""
+        ends = self._read(f"end{feature}", np.int64, start, stop + 1)
+        at = 0
+        while at < stop - start:
+            until = max(int(np.searchsorted(ends, ends[at] + most, side="right")) - 1, at + 1)
+            yield start + at, start + until
+            at = until
 
     def _write(self, name: str, column: np.ndarray) -> None:
         if name not in self._files:

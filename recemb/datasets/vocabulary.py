@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import ipc
 
+from recemb.datasets.bags import Bags
+from recemb.datasets.features import OUT_OF_VOCABULARY_KEY
 from recemb.datasets.parallel import ordered
 from recemb.datasets.splits import SPLITS
 from recemb.datasets.spool import Spool
@@ -18,12 +21,16 @@ WINDOW_ROWS = 1 << 23
 _LOW = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(32)
 
-OUT_OF_VOCABULARY_KEY = b"out_of_vocabulary_rows"
-"""Key in the schema metadata of a vocabulary file: how many training rows have id 0."""
+
+class Digest(Protocol):
+    """A hash in the making."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Add bytes."""
 
 
-Mapper = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From (n,) uint32 tokens and (n,) bool missing to (n,) int32 ids."""
+Mapper = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""From (n,) uint32 tokens and (n,) bool missing (None = none is) to (n,) int32 ids, int64 where ids are raw."""
 
 
 class ValueCounts:
@@ -36,12 +43,18 @@ class ValueCounts:
         self.packed = np.empty(0, dtype=np.uint64)
         self.missing = 0
 
-    def add(self, tokens: np.ndarray, missing: np.ndarray) -> None:
-        """Count (n,) uint32 tokens, leaving out those that are (n,) bool missing."""
-        absent = int(np.count_nonzero(missing))
-        self.missing += absent
+    @property
+    def distinct(self) -> int:
+        """Different values seen, the missing one among them."""
+        return len(self.packed) + (self.missing > 0)
+
+    def add(self, tokens: np.ndarray, missing: np.ndarray | None) -> None:
+        """Count (n,) uint32 tokens, leaving out those that are (n,) bool missing (None = none is)."""
+        if missing is not None and (absent := int(np.count_nonzero(missing))):
+            self.missing += absent
+            tokens = tokens[~missing]
         # Sorting needs 4 bytes a row; a hash table of mostly different values needs ten times as much.
-        tokens = np.sort(tokens[~missing] if absent else tokens)
+        tokens = np.sort(tokens)
         starts = _starts_of_runs(tokens)
         packed = tokens[starts].astype(np.uint64) << _HIGH
         packed |= np.diff(starts, append=len(tokens)).astype(np.uint64)
@@ -55,7 +68,7 @@ class ValueCounts:
         counts = self.packed & _LOW
         out = int(counts[counts < least_count].sum())
         packed = self.packed[counts >= least_count]
-        distinct = len(self.packed) + (self.missing > 0)
+        distinct = self.distinct
         # Count in the high half, turned round, so that one sort gives falling counts and rising values.
         packed = (_LOW - (packed & _LOW)) << _HIGH | packed >> _HIGH
         packed.sort()
@@ -94,7 +107,7 @@ class Vocabulary:
         values: (V - 1,) uint32; what is under the missing value does not matter.
         counts: (V - 1,) int64 training frequency, falling.
         missing: the entry of the missing value, -1 when it has no id.
-        out_of_vocabulary_rows: training rows with id 0.
+        out_of_vocabulary_rows: training rows with id 0; of a multi-valued feature, values.
         distinct: values seen in training, those without an id and the missing value included.
     """
 
@@ -133,14 +146,52 @@ class Vocabulary:
         index = pd.Index(keys)
         missing_id = self.missing + 1
 
-        def ids_of(tokens: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        def ids_of(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
             ids = (index.get_indexer(tokens) + 1).astype(np.int32)
             if missing_id:
                 ids += (ids >= missing_id).view(np.int8)  # the missing value has no key, so later keys sit one low
-            ids[missing] = missing_id
+            if missing is not None:
+                ids[missing] = missing_id
             return ids
 
         return ids_of
+
+    def feed(self, digest: Digest, name: str) -> None:
+        """Add to a fingerprint what the ids of the feature stand for."""
+        digest.update(f"{name} {self.missing}".encode())
+        digest.update(self.values.data)
+        digest.update(self.counts.data)
+
+
+@dataclass
+class RawIds:
+    """The ids of one feature that has no vocabulary: its raw values, and -1 for a missing one.
+
+    Attributes:
+        distinct: values seen in training, the missing value included.
+    """
+
+    distinct: int
+
+    @property
+    def num_embeddings(self) -> int:
+        """As many as a vocabulary of every value would have."""
+        return self.distinct + 1
+
+    def mapper(self) -> Mapper:
+        """Return the function that widens values."""
+        return _widen
+
+    def feed(self, digest: Digest, name: str) -> None:
+        """Add the feature to a fingerprint; its ids say all by themselves."""
+        digest.update(f"{name} raw".encode())
+
+
+def _widen(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    ids = tokens.astype(np.int64)
+    if missing is not None:
+        ids[missing] = -1
+    return ids
 
 
 def count_values(
@@ -155,12 +206,17 @@ def count_values(
         advance: called with a number of rows whenever one feature has got through them.
 
     Returns:
-        One `ValueCounts` a feature.
+        One `ValueCounts` a feature, multi-valued ones last.
     """
-    counts = [ValueCounts() for _ in range(spool.categorical)]
+    features = range(spool.categorical + spool.multi_valued)
+    counts = [ValueCounts() for _ in features]
     for start, stop, training in _windows(spool, codes):
 
         def count(feature: int, start: int = start, stop: int = stop, training: np.ndarray = training) -> int:
+            if feature >= spool.categorical:
+                for bags in _training_bags(spool, feature - spool.categorical, start, stop, training):
+                    counts[feature].add(bags.flat, None)
+                return stop - start
             tokens, missing = spool.tokens(feature, start, stop)
             if not training.all():
                 tokens, missing = tokens[training], missing[training]
@@ -168,9 +224,15 @@ def count_values(
             return stop - start
 
         # Two at a time, however many cores there are: this is where the memory goes.
-        for done in ordered(pool, count, range(spool.categorical), ahead=2):
+        for done in ordered(pool, count, features, ahead=2):
             advance(done)
     return counts
+
+
+def _training_bags(spool: Spool, feature: int, start: int, stop: int, training: np.ndarray) -> Iterator[Bags]:
+    # A window of rows may hold any number of values, and memory goes by values.
+    for low, high in spool.spans(feature, start, stop, WINDOW_ROWS):
+        yield spool.bags(feature, low, high)[training[low - start : high - start]]
 
 
 def _windows(spool: Spool, codes: Callable[[int, int], np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -149,6 +149,7 @@ class Broken:
     rows = 10_000
     dense = 13
     categorical = 26
+    multi_valued = 0
 
     def __init__(self, split):
         self._split = split
