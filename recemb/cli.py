@@ -1,7 +1,9 @@
-"""The command line: `recemb prepare | train | report | tables`. The only file that prints."""
+"""The command line: `recemb prepare | plan | train | report | tables`. The only file that prints."""
 
 import argparse
+import dataclasses
 import errno
+import json
 import logging
 import math
 import os
@@ -12,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
-from recemb.config import PrepareConfig, register_configs, to_run_config
+from recemb.config import PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.options import RecembError
 from recemb.tables.registry import get_table
 
@@ -49,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     # A service manager's stop is a person's Ctrl-C: both leave a readable record.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _VERBS[verb](rest)
+        status = _VERBS[verb](rest)
+        sys.stdout.flush()  # a reader that has gone is noticed here and not at exit
+        return status
     except KeyboardInterrupt:
         return _say("interrupted.", _INTERRUPTED)
     except BrokenPipeError:
@@ -57,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _OK
     except (RecembError, HydraException, OmegaConfBaseException, OSError) as error:
-        return _say(_in_one_sentence(error))
+        return _say(_in_one_sentence(error, verb))
 
 
 def _train(arguments: list[str]) -> int:
@@ -115,6 +120,26 @@ def _prepare_job(composed: Any) -> None:
         print(f"  best reachable on test: AUC {ceiling['auc']:.4f}, logloss {ceiling['logloss']:.4f}")
 
 
+def _plan(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(pages.plan_help())
+        return _OK
+    if several := [argument for argument in arguments if argument in ("-m", "--multirun")]:
+        raise RecembError(f"recemb plan lays out one method at a time; leave {several[0]} out and call it for each.")
+    as_json = "--json" in arguments
+    return _with_hydra("plan", [a for a in arguments if a != "--json"], partial(_plan_job, as_json=as_json))
+
+
+def _plan_job(composed: Any, as_json: bool) -> None:
+    from recemb.plan import known_features, make_plan
+    from recemb.plan_text import plan_text
+
+    config = to_plan_config(composed)
+    features = known_features(config.dataset)
+    plan = make_plan(features, config.table, config.model, config.budget, dataset=config.dataset.name)
+    print(json.dumps(plan.to_dict(), indent=2) if as_json else plan_text(plan), flush=True)
+
+
 def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="recemb report",
@@ -146,10 +171,13 @@ def _tables(arguments: list[str]) -> int:
 
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
+    "plan": _plan,
     "train": _train,
     "report": _report,
     "tables": _tables,
 }
+
+_SCHEMAS: dict[str, type] = {"prepare": PrepareConfig, "plan": PlanConfig, "train": RunConfig}
 
 
 def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> int:
@@ -161,12 +189,15 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
     OmegaConf.register_new_resolver("recemb_slug", _slug, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here and not as Hydra's own report
     failures: list[str] = []
+    reader_gone: list[BrokenPipeError] = []
 
     def one_job(composed: Any) -> None:
         try:
             job(composed)
+        except BrokenPipeError as error:
+            reader_gone.append(error)  # raised past Hydra, which would report it
         except (RecembError, OmegaConfBaseException, OSError) as error:
-            failures.append(_in_one_sentence(error))
+            failures.append(_in_one_sentence(error, verb))
             _say(failures[-1])
         except Exception as error:
             # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
@@ -180,6 +211,8 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
         if isinstance(error, (RecembError, OmegaConfBaseException)):
             raise
         raise RecembError(f"Hydra cannot compose this: {str(error).splitlines()[0]}") from error
+    if reader_gone:
+        raise reader_gone[0]
     if len(failures) > 1:
         _say(f"{len(failures)} jobs failed.")
     return _FAILED if failures else _OK
@@ -229,17 +262,17 @@ def _say(sentence: str, status: int = _FAILED) -> int:
     return status
 
 
-def _in_one_sentence(error: Exception) -> str:
+def _in_one_sentence(error: Exception, verb: str) -> str:
     """Say an error in one sentence."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _hydra_in_one_sentence(error)
+        return _hydra_in_one_sentence(error, verb)
     if isinstance(error, OSError):
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         return f"{error.filename}: {reason}." if error.filename else f"{reason}."
     return str(error)
 
 
-def _hydra_in_one_sentence(error: Exception) -> str:
+def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
     """Say in one sentence what Hydra and OmegaConf say over several lines and causes."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
@@ -250,12 +283,13 @@ def _hydra_in_one_sentence(error: Exception) -> str:
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        if unknown[1] in _known_keys():
+        if unknown[1] in _known_keys(verb):
             group = unknown[1].split(".")[0]
             return f"the chosen {group}= has no option {unknown[1]!r}; `recemb train --help` says which has it."
-        close = get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.5)
+        foreign = any(unknown[1] in _known_keys(other) for other in _SCHEMAS)
+        close = [] if foreign else get_close_matches(unknown[1], _known_keys(verb), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"there is no option {unknown[1]!r}.{hint} `recemb train --help` lists them."
+        return f"there is no option {unknown[1]!r}.{hint} `recemb {verb} --help` lists them."
     if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
         return f"there is no {missing[1]} {missing[2]!r}.{f' Known: {known}.' if known else ''}"
@@ -268,10 +302,13 @@ def _hydra_in_one_sentence(error: Exception) -> str:
             "needs quotes of its own."
         )
     if text.startswith("Ambiguous value"):
-        return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: sweep with -m."
+        advice = "sweep with -m" if verb == "train" else f"recemb {verb} takes one"
+        return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: {advice}."
     return " ".join(lines[:2])
 
 
-def _known_keys() -> list[str]:
+def _known_keys(verb: str) -> list[str]:
+    """List every option of a verb, whatever is chosen."""
     text = pages.train_help() + pages.prepare_help()
-    return re.findall(r"^  ([a-z_.]+)=", text, re.MULTILINE)
+    fields = {field.name for field in dataclasses.fields(_SCHEMAS[verb])}
+    return [key for key in re.findall(r"^  ([a-z_.]+)=", text, re.MULTILINE) if key.split(".")[0] in fields]

@@ -6,7 +6,7 @@ their own. The YAML files in conf/ only choose and override.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -20,6 +20,9 @@ from recemb.tables.base import TableConfig
 from recemb.tables.registry import list_tables, method_of
 from recemb.training.trainer import TrainerConfig
 
+_Config = TypeVar("_Config", bound="RunConfig | PlanConfig")
+_BUDGET_HELP = "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -29,7 +32,7 @@ class RunConfig:
     table: Any = MISSING
     model: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    budget: Any = option(None, "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)")
+    budget: Any = option(None, _BUDGET_HELP)
     seed: int = option(0, "seed of the initial weights and the order of the rows")
     overwrite: bool = option(False, "replace a completed run in the same folder")
 
@@ -64,6 +67,20 @@ class PrepareConfig:
             raise RecembError(f"on_bad_rows={self.on_bad_rows} is not known; choose error or skip.")
 
 
+@dataclass(kw_only=True)
+class PlanConfig:
+    """Everything that decides a plan."""
+
+    dataset: Any = MISSING
+    table: Any = MISSING
+    model: Any = MISSING
+    budget: Any = option(None, _BUDGET_HELP)
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            parse_budget(self.budget, 1 << 62)
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "dataset": dict(DATASETS),
     "table": {method.name: method.config for method in list_tables()},
@@ -77,6 +94,7 @@ def register_configs() -> None:
     """Tell Hydra the schemas and groups; the YAML files in conf/ refer to them."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     for group, classes in GROUPS.items():
         for name, node in classes.items():
@@ -84,14 +102,23 @@ def register_configs() -> None:
 
 
 def to_run_config(composed: Any) -> RunConfig:
-    """Turn what Hydra composed into the typed config, checking every value.
+    """Turn what Hydra composed for a run into the typed config, checking every value.
 
     Raises:
         RecembError: a value is out of its range; the sentence names the option.
     """
+    return _to_config(composed, RunConfig, "run_schema")
+
+
+def to_plan_config(composed: Any) -> PlanConfig:
+    """Turn what Hydra composed for a plan into the typed config, as `to_run_config` does for a run."""
+    return _to_config(composed, PlanConfig, "plan_schema")
+
+
+def _to_config(composed: Any, schema: type[_Config], schema_name: str) -> _Config:
     config = OmegaConf.to_object(composed)
-    if not isinstance(config, RunConfig):
-        raise RecembError("the configuration lacks its schema: its defaults list must begin with run_schema.")
+    if not isinstance(config, schema):
+        raise RecembError(f"the configuration lacks its schema: its defaults list must begin with {schema_name}.")
     for group, base in (("dataset", DatasetConfig), ("table", TableConfig), ("model", ModelConfig)):
         if not isinstance(getattr(config, group), base):
             raise RecembError(f"{group}= must be one of: {', '.join(GROUPS[group])}.")

@@ -5,7 +5,8 @@ import sys
 import textwrap
 from typing import Any
 
-from recemb.config import GROUPS, PrepareConfig, RunConfig
+from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig
+from recemb.models import ModelConfig
 from recemb.options import Option, options_of
 from recemb.tables.registry import Method, list_tables
 from recemb.training.trainer import TrainerConfig
@@ -14,6 +15,8 @@ OVERVIEW = """recemb: embedding-table compression for recommenders
 
   recemb prepare dataset=criteo dataset.source=train.txt dataset.path=data/criteo
                                     raw text to a memory-mapped data set
+  recemb plan table=hashing budget=1/16
+                                    show what a method would hold; allocates nothing
   recemb train table=hashing budget=1/16
                                     train one model; -m a,b sweeps
   recemb report runs                gather runs into a table and a page
@@ -37,20 +40,38 @@ _PREPARE_HEAD = """Turn raw rows into the memory-mapped form that training reads
   recemb prepare dataset=synthetic dataset.rows=1000000 dataset.path=data/synthetic
 """
 
+_PLAN_HEAD = """Show which tables a method would hold for a data set and a budget; allocates none of them.
+
+  recemb plan table=compositional budget=1/16
+  recemb plan table=hashing budget=64MiB dataset=criteo dataset.path=data/criteo
+  recemb plan table=multiplexed budget=1/16 model.embedding_dim=32 --json
+
+dataset=criteo_kaggle_shape needs no data: it knows the sizes of the Criteo Kaggle tables. Any other data set must be
+prepared. --json prints one JSON document for programs, whose keys `recemb.plan.Plan` describes.
+"""
+
 
 def train_help() -> str:
     """The page of `recemb train --help`."""
-    methods = _columns([(f"table={m.name}", m.summary) for m in list_tables()])
-    groups = [("dataset=synthetic", "dataset"), ("table=full", "table"), ("model=dlrm", "model")]
-    parts = [_TRAIN_HEAD, "Methods (`recemb tables NAME` explains one):", methods]
+    parts = [_TRAIN_HEAD, "Methods (`recemb tables NAME` explains one):", _methods()]
     parts += ["Options of a run:", _columns(_run_options())]
-    for default, group in groups:
-        for name, node in GROUPS[group].items():
-            rows = _rows(options_of(node), f"{group}.")
-            mark = " (the default)" if default == f"{group}={name}" else ""
-            parts += [f"With {group}={name}{mark}:", _columns(rows) if rows else "  no options"]
+    parts += [*_choices("dataset", "synthetic"), *_choices("table", "full"), *_choices("model", "dlrm")]
     parts += ["Training:", _columns(_rows(options_of(TrainerConfig), "trainer."))]
     return "\n".join(parts)
+
+
+def plan_help() -> str:
+    """The page of `recemb plan --help`."""
+    groups = [
+        ("dataset=criteo_kaggle_shape", f"data set: {', '.join(GROUPS['dataset'])}"),
+        ("table=full", "table method, see above"),
+        ("model=dlrm", f"backbone: {', '.join(GROUPS['model'])}; a plan depends on none but the options below"),
+    ]
+    own = [row for row in _rows(options_of(PlanConfig), "") if row[0].split("=")[0] not in GROUPS]
+    path = [("dataset.path=...", "folder of the prepared data set")]
+    parts = [_PLAN_HEAD, "Methods (`recemb tables NAME` explains one):", _methods()]
+    parts += ["Options:", _columns([*groups, *own, *path, *_rows(options_of(ModelConfig), "model.")])]
+    return "\n".join([*parts, *_choices("table", "full")])
 
 
 def prepare_help() -> str:
@@ -77,6 +98,20 @@ def tables_page(method: Method) -> str:
         f"table={method.name}: {method.summary}\n\n{about}\n\nOptions:\n{options}\n"
         f"Use: recemb train table={method.name} budget=1/16\n"
     )
+
+
+def _methods() -> str:
+    return _columns([(f"table={method.name}", method.summary) for method in list_tables()])
+
+
+def _choices(group: str, default: str) -> list[str]:
+    """Give a heading and the options of everything that a group offers."""
+    parts = []
+    for name, node in GROUPS[group].items():
+        rows = _rows(options_of(node), f"{group}.")
+        mark = " (the default)" if name == default else ""
+        parts += [f"With {group}={name}{mark}:", _columns(rows) if rows else "  no options"]
+    return parts
 
 
 def _run_options() -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from command_line import recemb
 
 from recemb import RecembError, list_tables
 from recemb.cli import main
@@ -23,11 +24,6 @@ from recemb.training.record import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["trainer.batch_size=256", "trainer.epochs=1", "trainer.evaluations_per_epoch=2"]
-
-
-def recemb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "recemb", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def record_of(folder: Path) -> dict:
@@ -96,8 +92,11 @@ def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
         (["train", "tabel=hashing"], "there is no option 'tabel'. Did you mean table?"),
         (["train", "trainer.lrr=1"], "there is no option 'trainer.lrr'. Did you mean trainer.lr?"),
         (["train", "table.rows=3"], "the chosen table= has no option 'table.rows'"),
-        (["train", "table=hashin"], "there is no table 'hashin'. Known: frequency, full, hashing."),
-        (["train", "dataset=nope"], "there is no dataset 'nope'. Known: criteo, synthetic."),
+        (["train", "table=hashin"], "there is no table 'hashin'. Known: compositional, frequency, full, hashing,"),
+        (["train", "dataset=nope"], "there is no dataset 'nope'. Known: criteo, criteo_kaggle_shape, movielens_1m,"),
+        (["train", "model=dcn"], "there is no model 'dcn'. Known: dcn_v2, dlrm."),
+        (["train", "model=dcn_v2", "model.structure=x"], "model.structure=x is not known; choose stacked or parallel."),
+        (["train", "experiment=nope"], "there is no experiment 'nope'. Known: baselines, demo, unified_movielens."),
         (["train", "trainer.lr=abc"], "trainer.lr=abc: Value 'abc'"),
         (["train", "seed=1.5"], "seed=1.5: Value '1.5'"),
         (["train", "trainer.lr=-1"], "trainer.lr=-1.0 must be a positive number."),
@@ -105,6 +104,8 @@ def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
         (["train", "budget=2/0"], "budget=2/0 is not a budget"),
         (["train", "budget=lots"], "budget=lots is not a budget"),
         (["train", "table=full,hashing"], "has several values: sweep with -m"),
+        (["prepare", "dataset.rows=1,2"], "has several values: recemb prepare takes one."),
+        (["prepare", "trainer.lr=1"], "there is no option 'trainer.lr'. `recemb prepare --help` lists them."),
         (["train", "a b"], "options are given as name=value"),
         (["train", "dataset=criteo", "dataset.path=no/such"], "There is no prepared data set at no/such"),
         (["prepare", "on_bad_rows=maybe"], "on_bad_rows=maybe is not known; choose error or skip."),

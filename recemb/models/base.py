@@ -15,6 +15,9 @@ class ModelConfig:
     """Options that every backbone has."""
 
     name: ClassVar[str]
+    weighs_features: ClassVar[bool] = False
+    """True when the model has weights of its own for each feature's vector, and so can tell features apart whose ids
+    share rows (`CompressedTable.shares_rows_across_features`)."""
 
     embedding_dim: int = option(16, "D, the width of a full table's vectors")
     init_std: float = option(0.01, "standard deviation of a vector's entries before training, for every table method")

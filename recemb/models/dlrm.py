@@ -19,6 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.models.base import ModelConfig
 from recemb.models.dense import DenseEncoder
+from recemb.models.layers import check_at_least, check_widths, mlp
 from recemb.options import RecembError, option
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 
@@ -35,11 +36,9 @@ class DLRMConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dense_bins < 2:
-            raise RecembError(f"model.dense_bins={self.dense_bins} is too small; it must be at least 2.")
-        for name in ("bottom_layers", "top_layers"):
-            if any(width < 1 for width in getattr(self, name)) or not getattr(self, name):
-                raise RecembError(f"model.{name}={getattr(self, name)} must be a list of widths of at least 1.")
+        check_at_least("dense_bins", self.dense_bins, 2)
+        check_widths("bottom_layers", self.bottom_layers)
+        check_widths("top_layers", self.top_layers)
 
     def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
         """Build DLRM over these tables."""
@@ -75,7 +74,7 @@ class DLRM(torchrec_dlrm.DLRM):
         self.inter_arch = PairwiseProducts(vectors)
         interactions = dim + vectors * (vectors + 1) // 2
         self.over_arch = nn.Sequential(
-            nn.LayerNorm(interactions), _mlp(interactions, config.top_layers), nn.Linear(config.top_layers[-1], 1)
+            nn.LayerNorm(interactions), mlp(interactions, config.top_layers), nn.Linear(config.top_layers[-1], 1)
         )
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
@@ -112,11 +111,3 @@ class PairwiseProducts(torchrec_dlrm.InteractionArch):
         vectors = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.upper)
         return torch.cat([dense_features, products], dim=1)
-
-
-def _mlp(inputs: int, widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
-        inputs = width
-    return nn.Sequential(*layers)
