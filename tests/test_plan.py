@@ -177,8 +177,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path):
         assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
-    assert said == ""
-    assert process.returncode == 0
+    assert (process.returncode, said) == (0, "")
 
 
 def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]):

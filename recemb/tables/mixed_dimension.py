@@ -168,18 +168,26 @@ class MixedDimensionConfig(TableConfig):
             width = self._width(spec.embedding_dim, block.popularity / hottest)
             if width == 0 and runs:
                 break
-            width = max(width, 1)  # the first block has the row that others fall back on
-            if runs and runs[-1][2] == width:
-                runs[-1] = (runs[-1][0], block.stop, width)
-            else:
-                runs.append((block.first, block.stop, width))
-        return [(start, stop, narrower(stop - start, width, spec.embedding_dim)) for start, stop, width in runs]
+            # The first block has the row that ids without one of their own fall back on.
+            _append(runs, (block.first, block.stop, max(width, 1)))
+        worthwhile: list[tuple[int, int, int]] = []
+        for start, stop, width in runs:
+            _append(worthwhile, (start, stop, narrower(stop - start, width, spec.embedding_dim)))
+        return worthwhile
 
     def _width(self, dim: int, popularity: float) -> int:
         wanted = dim * (self.scale or 1.0) * popularity ** (self.alpha or 0.0)
         if self.power_of_two and wanted > 0.5:
             wanted = 2.0 ** round(math.log2(wanted))
         return int(min(dim, max(self.least_width, round(min(wanted, dim)))))
+
+
+def _append(runs: list[tuple[int, int, int]], run: tuple[int, int, int]) -> None:
+    """Append a run (first id, last id + 1, width), or lengthen the last one where the widths agree."""
+    if runs and runs[-1][2] == run[2]:
+        runs[-1] = (runs[-1][0], run[1], run[2])
+    else:
+        runs.append(run)
 
 
 def _equally_popular(counts: Tensor, num_blocks: int) -> list[Block]:

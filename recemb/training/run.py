@@ -23,7 +23,7 @@ from recemb.datasets.prepared import META
 from recemb.options import RecembError
 from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
-from recemb.tables.base import total_full_bytes
+from recemb.tables.base import TableConfig, total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.registry import method_of
 from recemb.training.record import RunFolder
@@ -57,6 +57,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
     dataset = open_dataset(config, asked)
     specs = table_specs(dataset.features, config.model)
     table = sized(config.table, config.budget, specs)
+    _warn_of_shared_rows(config, table)
     table.layout(specs)  # options that do not fit these tables are told before anything is written
     device = config.trainer.torch_device()
     run = RunFolder(folder, overwrite=config.overwrite)
@@ -98,6 +99,15 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         record["seconds"] = round(time.monotonic() - clock, 3)
         _write_last(run, record)
     return record
+
+
+def _warn_of_shared_rows(config: "RunConfig", table: TableConfig) -> None:
+    method = method_of(table)
+    if method.table.shares_rows_across_features and not config.model.weighs_features:
+        log.warning(
+            "table=%s lets features share rows, which model=%s, having no weights of its own for each feature, cannot "
+            "tell apart; model=dcn_v2 can.", method.name, config.model.name,
+        )  # fmt: skip
 
 
 def _write_last(run: RunFolder, record: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Mixed-dimension tables: the paper's widths and ratios, blocks of equal popularity, popular ids fitted best."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_widths_follow_the_popularity_of_a_row_and_not_of_a_block():
     expected = [round(64 * (block.popularity / blocks[0].popularity) ** 0.5) for block in blocks]
     # A projection must not cost more than it saves, so blocks of few rows keep full width.
     expected = [d if b.rows * d + d * 64 < b.rows * 64 else 64 for d, b in zip(expected, blocks, strict=True)]
-    assert [table.dim for table in layout.tables] == expected
+    assert [table.dim for table in layout.tables] == [width for width, _ in itertools.groupby(expected)]
     assert len(set(expected)) > 4
     assert layout.tables[-1].dim < 8
     powers = MixedDimensionConfig(alpha=0.5, num_blocks=8, power_of_two=True).layout([spec])
