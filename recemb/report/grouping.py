@@ -180,6 +180,7 @@ def _is_circumstance(key: str, value: Any) -> bool:
 def _section(groups: list[list[Run]], number: int) -> Section:
     groups = sorted(groups, key=_reading_order)
     options = [options_of_run(runs[0].config) for runs in groups]
+    asked = [options_of_run(runs[0].asked) for runs in groups]
     varying = _varying(options)
     telling = {method: _telling(same) for method, same in _by(groups, lambda runs: _method(runs[0])).items()}
     points = []
@@ -190,8 +191,8 @@ def _section(groups: list[list[Run]], number: int) -> Section:
             Point(
                 anchor=f"point-{number}-{index + 1}",
                 method=method,
-                setting=runs[0].budget or _phrase(options[index], sizes),
-                variant=_phrase(options[index], apart),
+                setting=runs[0].budget or _phrase(asked[index], sizes),
+                variant=_phrase(asked[index], apart),
                 runs=tuple(runs),
                 options=options[index],
                 differing={name: text for name, text in options[index].items() if name in varying},
@@ -213,9 +214,9 @@ def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str]]:
     """Sort the options that vary among the points of one method into those that set lines apart, and sizes.
 
     Whatever is not of the table sets lines apart. An option of the table does so only where it differs between
-    tables of one size: else it may be what makes the size.
+    tables of one size: else it may be what makes the size. What a budget made of the options does not count.
     """
-    options = [options_of_run(runs[0].config) for runs in groups]
+    options = [options_of_run(runs[0].asked) for runs in groups]
     varying = _varying(options)
     apart = {name for name in varying if not name.startswith("table.")}
     for (runs, one), (others, other) in combinations(zip(groups, options, strict=True), 2):
@@ -231,7 +232,7 @@ def _comparable(run: Run) -> tuple[Any, ...]:
 
 
 def _point_key(run: Run) -> tuple[Any, ...]:
-    options = tuple(options_of_run(run.config).items())
+    options = tuple(options_of_run(run.asked).items())
     return (run.method, run.budget, options or run.bytes_serving)  # without a config only the size tells runs apart
 
 

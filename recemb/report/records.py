@@ -22,7 +22,8 @@ The schema, version 1 (`null` or an absent key where something is not known):
     training     {"epochs": float, "best_step": int, "steps": int, "stopped": "early" | "epochs"}
     throughput   {"train_rows_per_second": float}
     seconds      wall time of the run
-    config       the whole nested config, {"table": {...}, ...}
+    config       the whole nested config, {"table": {...}, ...}, the table's sizes set
+    asked_table  the table's options as they were before a budget set its sizes
     versions     {"torch": "2.13.0+cpu", ...}
     dataset_fingerprint   equal only for identical prepared data
     started      ISO 8601 time
@@ -136,6 +137,7 @@ class Run:
     positive_rate: float | None
     rows_per_second: float | None
     config: dict[str, Any]
+    asked: dict[str, Any]
 
     @property
     def kept(self) -> float | None:
@@ -194,6 +196,8 @@ def check(record: Record) -> Run | LeftOut:
     assert serving is not None
     assert seed is not None
     config = record.value("config")
+    config = config if isinstance(config, dict) else {}
+    asked_table = record.value("asked_table")
     return Run(
         name=record.name,
         method=record.label("method"),
@@ -221,7 +225,8 @@ def check(record: Record) -> Run | LeftOut:
         rows=record.wholes("data", "rows"),
         positive_rate=record.number("data", "positive_rate", "test"),
         rows_per_second=record.number("throughput", "train_rows_per_second"),
-        config=config if isinstance(config, dict) else {},
+        config=config,
+        asked=config | {"table": asked_table} if isinstance(asked_table, dict) and config else config,
     )
 
 

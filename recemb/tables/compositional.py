@@ -114,7 +114,8 @@ class CompositionalConfig(TableConfig):
 
         threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
         most = sum(spec.num_embeddings for spec in specs)
-        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, "table=compositional")
+        what = f"table=compositional with {self.partitions} partitions"
+        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, what)
         return dataclasses.replace(whole, rows=rows, threshold=threshold)
 
     def _partitions(self, specs: Sequence[TableSpec]) -> list[list[Partition]]:

@@ -25,7 +25,7 @@ from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
 from recemb.tables.base import TableConfig, total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
-from recemb.tables.registry import method_of
+from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.record import RunFolder
 from recemb.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
     device = config.trainer.torch_device()
     run = RunFolder(folder, overwrite=config.overwrite)
     clock = time.monotonic()
-    record = run.start(_head(dataclasses.replace(config, table=table), dataset, command))
+    record = run.start(_head(dataclasses.replace(config, table=table), dataset, command, config.table))
     try:
         seed_everything(config.seed)
         tables = CompressedEmbeddingBagCollection(
@@ -206,8 +206,8 @@ def versions() -> dict[str, str]:
     return found | {"torch": torch.__version__}
 
 
-def _head(config: "RunConfig", dataset: PreparedDataset, command: str) -> dict[str, Any]:
-    """What is known of a run before it starts."""
+def _head(config: "RunConfig", dataset: PreparedDataset, command: str, asked: TableConfig) -> dict[str, Any]:
+    """What is known of a run before it starts; `asked` is the table before a budget set its sizes."""
     meta = dataset.meta
     values = config.to_dict()
     values["dataset"] |= meta["config"]  # what the data is, not what defaults say
@@ -236,6 +236,7 @@ def _head(config: "RunConfig", dataset: PreparedDataset, command: str) -> dict[s
         "throughput": {},
         "seconds": 0.0,
         "config": values,
+        "asked_table": config_to_dict(asked),
         "versions": versions() | {"threads": str(torch.get_num_threads())},
         "dataset_fingerprint": dataset.fingerprint,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

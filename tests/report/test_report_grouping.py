@@ -83,6 +83,22 @@ def test_table_options_of_one_size_make_series_but_sizes_do_not():
     assert {point.series for point in section.points} == {"hashing (combine=add)", "hashing (combine=multiply)"}
 
 
+def test_what_a_budget_made_of_the_options_makes_no_series():
+    runs = []
+    for probes in (1, 2):
+        for share in (1 / 4, 1 / 16):
+            run = record(share=share, asked_table={"name": "hashing", "rows": None, "threshold": 200, "probes": probes})
+            run["config"]["table"] |= {
+                "rows": int(4000 * share * probes),
+                "threshold": int(800 * share),
+                "probes": probes,
+            }
+            runs.append(run)
+    (section,), _ = grouped(*runs)
+    assert {point.series for point in section.points} == {"hashing (probes=1)", "hashing (probes=2)"}
+    assert section.points[0].options["table.rows"] == "1000"
+
+
 def test_without_a_budget_the_size_options_name_the_setting():
     wide, slim = (
         changed(record("full", share, budget=None), "table.width", width) for share, width in ((1 / 2, 8), (1 / 4, 4))
