@@ -18,7 +18,7 @@ demo: setup
 	@$(RECEMB) prepare dataset=synthetic dataset.rows=120000 dataset.path="$(DEMO)/data"
 	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=full budget=null,1/4,1/16 \
 		hydra.sweep.dir="$(DEMO)/runs/full" overwrite=true
-	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=frequency,hashing budget=1/4,1/16,1/64 \
+	@$(RECEMB) train -m experiment=demo dataset.path="$(DEMO)/data" table=frequency,hashing,mixed_dimension budget=1/4,1/16,1/64 \
 		hydra.sweep.dir="$(DEMO)/runs/compressed" overwrite=true
 	@$(RECEMB) report "$(DEMO)/runs" --out "$(DEMO)/report"
 
