@@ -163,6 +163,14 @@ def test_what_a_feature_is_reaches_the_tables():
     assert make_plan(features, get_table("multiplexed").config(), DLRMConfig()).totals.ids == 30
 
 
+def test_an_option_that_is_no_size_may_stand_beside_a_budget():
+    specs = table_specs([Feature("a", 5000)], DLRMConfig())
+    config = get_table("mixed_dimension").config(alpha=0.25)
+    assert sized(config, "1/4", specs).scale is not None
+    with pytest.raises(RecembError, match=r"budget=1/4 and table.scale=0.5 both say how large"):
+        sized(get_table("mixed_dimension").config(scale=0.5), "1/4", specs)
+
+
 def test_every_key_of_the_document_is_described():
     plan = make_plan(SHAPE, get_table("low_rank").config(), DLRMConfig(), BUDGET)
     for part in (plan, plan.features[0], plan.tables[0], plan.parameters[0], plan.totals):
