@@ -5,6 +5,7 @@ from pathlib import Path
 
 import movielens_samples
 import pytest
+from command_line import recemb
 from torch.distributed.checkpoint import FileSystemReader
 
 from recemb import get_table, list_tables
@@ -67,10 +68,9 @@ def test_raw_ids_train_where_they_are_taken(
 
 
 @pytest.mark.parametrize(("model", "warns"), [("dlrm", True), ("dcn_v2", False)])
-def test_a_model_that_cannot_tell_features_apart_is_warned_of(
-    model: str, warns: bool, ratings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_model_that_cannot_tell_features_apart_is_warned_of(model: str, warns: bool, ratings: Path, tmp_path: Path):
     data = prepared(ratings)
     arguments = ["table=multiplexed", f"model={model}", "budget=2/3", "dataset=movielens_1m", data, *SMALL]
-    assert main(["train", *arguments, f"hydra.run.dir={tmp_path}/run"]) == 0
-    assert ("cannot tell apart; model=dcn_v2 can" in caplog.text) == warns
+    done = recemb("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("cannot tell apart; model=dcn_v2 can" in done.stderr) == warns
