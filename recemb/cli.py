@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import errno
 import json
-import logging
 import math
 import os
 import re
@@ -182,9 +181,6 @@ _SCHEMAS: dict[str, type] = {"prepare": PrepareConfig, "plan": PlanConfig, "trai
 
 def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> int:
     """Let Hydra compose the configuration of each job and run them; one that fails does not end a sweep."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("torch", "fbgemm_gpu", "torchrec", "hydra", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     register_configs()
     OmegaConf.register_new_resolver("recemb_slug", _slug, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here and not as Hydra's own report
