@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recemb.options import RecembError
 from recemb.tables.base import (
     CompressedTable,
+    Layout,
     PhysicalTable,
     TableConfig,
     TableSpec,
@@ -119,6 +120,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
+        self._start(layout, seed)
+
+    def _start(self, layout: Layout, seed: int) -> None:
+        """Give all weights the values that training starts from."""
         for table in layout.tables:
             weight = self.tables.get_parameter(f"embedding_bags.{table.name}.weight")
             init_uniform_(weight.data, table.init_std, table.name, seed)

@@ -81,12 +81,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         try:
             _fit_and_test(trainer, record, run)
         finally:
-            progress = trainer.progress
-            record["training"] = {
-                "epochs": round(progress.epochs, 4), "steps": progress.steps, "best_step": progress.best_step,
-                "stopped": progress.stopped,
-            }  # fmt: skip
-            record["throughput"] = {"train_rows_per_second": round(progress.rows_per_second, 1)}
+            record |= _how_it_went(trainer)
             trainer.close()
         record["status"] = "completed"
     except KeyboardInterrupt:
@@ -99,6 +94,18 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         record["seconds"] = round(time.monotonic() - clock, 3)
         _write_last(run, record)
     return record
+
+
+def _how_it_went(trainer: Trainer) -> dict[str, Any]:
+    """What the record says of training, however far it has come."""
+    progress = trainer.progress
+    return {
+        "training": {
+            "epochs": round(progress.epochs, 4), "steps": progress.steps, "best_step": progress.best_step,
+            "stopped": progress.stopped,
+        },
+        "throughput": {"train_rows_per_second": round(progress.rows_per_second, 1)},
+    }  # fmt: skip
 
 
 def _warn_of_shared_rows(config: "RunConfig", table: TableConfig) -> None:
