@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
-from recemb.config import PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
-from recemb.options import RecembError
+from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
+from recemb.options import RecembError, options_of
 from recemb.tables.registry import get_table
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
@@ -81,10 +81,7 @@ def _train_job(composed: Any) -> None:
         print(f"\n[{int(job.job.num) + 1}{_of_jobs_in_sweep(job)}] {' '.join(overrides)}", file=sys.stderr)
     config = to_run_config(composed)
     command = shlex.join(["recemb", "train", *overrides])
-    asked = [
-        override.split("=")[0].removeprefix("dataset.") for override in overrides if override.startswith("dataset.")
-    ]
-    record = train(config, folder, command, asked)
+    record = train(config, folder, command, _asked_of_data(overrides))
     test = record["metrics"]["test"]
     print(
         f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
@@ -119,6 +116,13 @@ def _prepare_job(composed: Any) -> None:
         print(f"  best reachable on test: AUC {ceiling['auc']:.4f}, logloss {ceiling['logloss']:.4f}")
 
 
+def _asked_of_data(overrides: Sequence[str]) -> list[str]:
+    """Name the options of the data set that somebody gave."""
+    return [
+        override.split("=")[0].removeprefix("dataset.") for override in overrides if override.startswith("dataset.")
+    ]
+
+
 def _plan(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(pages.plan_help())
@@ -134,7 +138,7 @@ def _plan_job(composed: Any, as_json: bool) -> None:
     from recemb.plan_text import plan_text
 
     config = to_plan_config(composed)
-    features = known_features(config.dataset)
+    features = known_features(config.dataset, _asked_of_data(HydraConfig.get().overrides.task))
     plan = make_plan(features, config.table, config.model, config.budget, dataset=config.dataset.name)
     print(json.dumps(plan.to_dict(), indent=2) if as_json else plan_text(plan), flush=True)
 
@@ -217,6 +221,13 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
 def _flags_first(arguments: list[str]) -> list[str]:
     """Move flags before the options, since Hydra's parser takes options in one run only."""
     flags, options = [], []
+    mappings = tuple(
+        f"{group}.{option.name}"
+        for group, nodes in GROUPS.items()
+        for node in nodes.values()
+        for option in options_of(node)
+        if isinstance(option.default, dict)
+    )
     rest = iter(arguments)
     for argument in rest:
         if argument.startswith("-"):
@@ -225,7 +236,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
                 flags += [value for value in (next(rest, None),) if value is not None]
         else:
             # An open mapping: Hydra wants to be told that its keys are new.
-            options.append(f"++{argument}" if argument.startswith("dataset.min_counts") else argument)
+            options.append(f"++{argument}" if argument.startswith(mappings) else argument)
     return flags + options
 
 
@@ -277,11 +288,13 @@ def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
         if isinstance(cause, RecembError):
             return str(cause)
     text = str(error)
+    if "experiment}-${table" in text:
+        return "experiment= takes the name of one experiment, not a list."
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if unknown := re.search(r"Could not override '([^']+)'", text):
         if unknown[1] in _known_keys(verb):
             group = unknown[1].split(".")[0]
-            return f"the chosen {group}= has no option {unknown[1]!r}; `recemb train --help` says which has it."
+            return f"the chosen {group}= has no option {unknown[1]!r}; `recemb {verb} --help` says which has it."
         foreign = any(unknown[1] in _known_keys(other) for other in _SCHEMAS)
         close = [] if foreign else get_close_matches(unknown[1], _known_keys(verb), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""

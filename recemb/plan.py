@@ -1,13 +1,14 @@
 """What a method holds for a data set and a budget, worked out without allocating any table."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recemb.budget import FLOAT32_BYTES, parse_budget
 from recemb.datasets import DatasetConfig, Feature
+from recemb.datasets.criteo_kaggle_shape import CriteoKaggleShapeConfig
 from recemb.datasets.prepared import META
 from recemb.models.base import ModelConfig
 from recemb.options import RecembError
@@ -190,16 +191,16 @@ def make_plan(
     )
 
 
-def known_features(dataset: DatasetConfig) -> list[Feature]:
-    """Say what is known of a data set's features without preparing it.
+def known_features(dataset: DatasetConfig, asked: Collection[str] = ()) -> list[Feature]:
+    """Say what is known of a data set's features without preparing it; `asked` names the options that were given.
 
     Raises:
         RecembError: it is not prepared, and its rows would have to be read; or what lies at its path is another.
     """
     try:
-        return dataset.describe_features()
+        return dataset.describe_features(asked)
     except RecembError as error:
-        if (Path(dataset.path).expanduser() / META).exists():
+        if isinstance(dataset, CriteoKaggleShapeConfig) or (Path(dataset.path).expanduser() / META).exists():
             raise
         raise RecembError(
             f"There is no prepared data set at {dataset.path}; run recemb prepare dataset={dataset.name} to make it, "

@@ -74,3 +74,18 @@ def test_a_model_that_cannot_tell_features_apart_is_warned_of(model: str, warns:
     done = recemb("train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert ("cannot tell apart; model=dcn_v2 can" in done.stderr) == warns
+
+
+def test_a_model_that_wants_one_width_says_so_before_anything_is_written(
+    ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["table=multiplexed", "table.probes_of={user:2}", "dataset=movielens_1m", prepared(ratings), *SMALL]
+    assert main(["train", *arguments, f"hydra.run.dir={tmp_path}/run"]) == 2
+    assert "all tables must have one width, not [8, 16]; model=dcn_v2 takes several" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert main(["train", "model=dcn_v2", *arguments, f"hydra.run.dir={tmp_path}/run"]) == 0
+
+
+def test_a_list_of_experiments_is_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "experiment=[demo,baselines]", f"hydra.run.dir={tmp_path}"]) == 2
+    assert "experiment= takes the name of one experiment, not a list" in capsys.readouterr().err

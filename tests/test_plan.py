@@ -113,6 +113,11 @@ def test_a_shared_table_is_printed_once_with_its_users(capsys: pytest.CaptureFix
     assert f"shared by {len(users)}" in said
 
 
+def test_probes_of_single_features_are_given_as_help_says(capsys: pytest.CaptureFixture[str]):
+    plan = planned(capsys, "table=multiplexed", "table.probes=2", "table.probes_of={C3:3}", "budget=1/16")
+    assert [(f["name"], f["width"]) for f in plan["features"]][1:4] == [("C2", 16), ("C3", 24), ("C4", 16)]
+
+
 def test_long_names_keep_both_ends_and_the_width(capsys: pytest.CaptureFixture[str]):
     features = [Feature(f"{letter}{'-' * 90}{letter}", 10_000_000_000) for letter in "ab"]
     plan = make_plan(features, get_table("compositional").config(), DLRMConfig(), "1/16", dataset="x" * 60)
@@ -151,6 +156,8 @@ def test_a_prepared_data_set_and_any_backbone(tmp_path: Path, capsys: pytest.Cap
     assert [t["rows"] for t in plan["tables"]] == [t.rows for t in table.layout(specs).tables]
     assert main(["plan", "dataset=criteo", path]) == 2
     assert "holds synthetic, not criteo" in capsys.readouterr().err
+    assert main(["plan", "dataset=synthetic", path, "dataset.vocabulary=none"]) == 2
+    assert "dataset.vocabulary=none was asked for" in capsys.readouterr().err
 
 
 def test_what_a_feature_is_reaches_the_tables():
@@ -224,6 +231,9 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]):
             "run recemb prepare dataset=synthetic to make it, or plan for dataset=criteo_kaggle_sh",
         ),
         (["dataset.vocabulary=none", "table=low_rank"], "table=low_rank needs ids from a vocabulary"),
+        (["dataset.path=somewhere"], "lies in no folder; name the data set at somewhere"),
+        (["table=multiplexed", "table.rows=100000000000000000000"], "it must be at least 1 and below 2**63"),
+        (["table=mixed_dimension", "budget=1/64"], "whose blocks are whole features here (frequencies unknown"),
         (["table=full,hashing"], "has several values: recemb plan takes one."),
         (["-m", "table=full,hashing"], "recemb plan lays out one method at a time; leave -m out"),
         (["model.embedding_dim=0"], "model.embedding_dim=0 must lie between"),

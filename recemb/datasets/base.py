@@ -6,7 +6,7 @@ writer knows nothing beyond these two.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -115,19 +115,19 @@ class DatasetConfig:
         """Check the source and return it, ready to be read; reads no more than file sizes."""
         raise NotImplementedError
 
-    def describe_features(self) -> "list[Feature]":
+    def describe_features(self, asked: Collection[str] = ()) -> "list[Feature]":
         """Say what is known of the categorical features without reading a row; in the order of a batch's keys.
 
+        Args:
+            asked: names of the options that somebody gave, even where they equal the default.
+
         Raises:
-            RecembError: nothing is prepared at `path`, or another data set.
+            RecembError: nothing is prepared at `path`, or other data than these options ask for.
         """
-        from recemb.datasets.prepared import PreparedDataset  # it reads what this module declares
+        from recemb.datasets.prepared import PreparedDataset, refuse_other_data  # they read what this module declares
 
         dataset = PreparedDataset.open(self.path)
-        if (there := dataset.meta["dataset"]) != self.name:
-            raise RecembError(
-                f"{self.path} holds {there}, not {self.name}; pass dataset={there} or another dataset.path."
-            )
+        refuse_other_data(self, dataset, asked)
         return dataset.features
 
     def identity(self) -> dict[str, Any]:

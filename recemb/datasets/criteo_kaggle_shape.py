@@ -1,5 +1,6 @@
 """The published shape of the unfiltered Criteo Kaggle data, with no rows: what planning a budget needs to know."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +31,11 @@ class CriteoKaggleShapeConfig(DatasetConfig):
             "dataset=synthetic, which needs no download."
         )
 
-    def describe_features(self) -> list[Feature]:
+    def describe_features(self, asked: Collection[str] = ()) -> list[Feature]:
         """Return the 26 features; nothing is known of their frequencies."""
+        if "path" in asked:
+            raise RecembError(
+                f"dataset={self.name} lies in no folder; name the data set at {self.path}, e.g. dataset=criteo."
+            )
         raw = self.vocabulary == "none"
         return [Feature(name, ids, raw=raw) for name, ids in zip(CATEGORICAL, CARDINALITIES, strict=True)]

@@ -1,9 +1,10 @@
 """Opens a prepared data set: what is in it, its features with their training frequencies, and batches of its rows."""
 
 import json
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,6 +13,9 @@ from recemb.datasets.columns import SplitFile
 from recemb.datasets.features import Feature
 from recemb.datasets.splits import SPLITS
 from recemb.options import RecembError
+
+if TYPE_CHECKING:
+    from recemb.datasets.base import DatasetConfig
 
 META = "meta.json"
 _NEEDED = ("rows", "dataset", "dense", "categorical", "sources", "skipped", "fingerprint", "config")
@@ -136,3 +140,20 @@ class PreparedDataset:
         if split not in self._splits:
             raise RecembError(f"There is no split {split}; choose one of {', '.join(SPLITS)}.")
         return self._splits[split]
+
+
+def refuse_other_data(wanted: "DatasetConfig", dataset: PreparedDataset, asked: Collection[str] = ()) -> None:
+    """Raise where an option that was given differs from what the data was prepared with; defaults ask for nothing."""
+    made_by = dict(dataset.meta["config"])
+    if dataset.meta["dataset"] != wanted.name:
+        raise RecembError(
+            f"{wanted.path} holds {dataset.meta['dataset']}, not {wanted.name}; pass dataset={dataset.meta['dataset']} "
+            "or another dataset.path."
+        )
+    default = type(wanted)().identity()
+    for name, value in wanted.identity().items():
+        if (value != default[name] or name in asked) and name in made_by and made_by[name] != value:
+            raise RecembError(
+                f"dataset.{name}={value} was asked for, but {wanted.path} was prepared with {name}={made_by[name]}; "
+                "leave the option out or prepare another dataset.path."
+            )

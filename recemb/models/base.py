@@ -1,6 +1,7 @@
 """What a backbone is: a config that builds a module over any collection."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ class ModelConfig:
     name: ClassVar[str]
     weighs_features: ClassVar[bool] = False
     """True when the model has weights of its own for each feature's vector, and so can tell features apart whose ids
-    share rows (`CompressedTable.shares_rows_across_features`)."""
+    share rows."""
 
     embedding_dim: int = option(16, "D, the width of a full table's vectors")
     init_std: float = option(0.01, "standard deviation of a vector's entries before training, for every table method")
@@ -27,6 +28,9 @@ class ModelConfig:
             raise RecembError(f"model.embedding_dim={self.embedding_dim} must lie between 1 and 8192.")
         if not 0 < self.init_std < math.inf:
             raise RecembError(f"model.init_std={self.init_std} must be a positive number.")
+
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """Raise where the model cannot take vectors of these widths, one for each logical table."""
 
     def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
         """Build the module.

@@ -9,6 +9,7 @@ what enters the top MLP is normalised. On small data these, not the tables, deci
 the model beats a logistic regression.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,6 +41,14 @@ class DLRMConfig(ModelConfig):
         check_widths("bottom_layers", self.bottom_layers)
         check_widths("top_layers", self.top_layers)
 
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """Raise unless all vectors have one width."""
+        if len(set(widths)) > 1:
+            raise RecembError(
+                "model=dlrm multiplies vectors with each other: all tables must have one width, not "
+                f"{sorted(set(widths))}; model=dcn_v2 takes several."
+            )
+
     def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
         """Build DLRM over these tables."""
         return DLRM(tables, dense_sample, self)
@@ -55,12 +64,9 @@ class DLRM(torchrec_dlrm.DLRM):
     """
 
     def __init__(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DLRMConfig) -> None:
-        widths = {table.embedding_dim for table in tables.embedding_bag_configs()}
-        if len(widths) > 1:
-            raise RecembError(
-                f"model=dlrm multiplies vectors with each other: all tables must have one width, not {sorted(widths)}."
-            )
-        (dim,) = widths
+        widths = [table.embedding_dim for table in tables.embedding_bag_configs()]
+        config.check_widths(widths)
+        dim = widths[0]
         numbers = dense_sample.shape[1]
         # torchrec's DLRM needs at least one dense input; a constant stands in where a data set has none.
         super().__init__(

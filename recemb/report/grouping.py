@@ -1,7 +1,7 @@
 """Sorts runs into sections (what may be compared), points (runs that differ in the seed alone) and series (lines)."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -186,13 +186,13 @@ def _section(groups: list[list[Run]], number: int) -> Section:
     points = []
     for index, runs in enumerate(groups):
         method = _method(runs[0])
-        apart, sizes = telling[method]
+        apart, sizes, usual = telling[method]
         points.append(
             Point(
                 anchor=f"point-{number}-{index + 1}",
                 method=method,
                 setting=runs[0].budget or _phrase(asked[index], sizes),
-                variant=_phrase(asked[index], apart),
+                variant=_phrase(asked[index], {name for name in apart if usual.get(name) != asked[index].get(name)}),
                 runs=tuple(runs),
                 options=options[index],
                 differing={name: text for name, text in options[index].items() if name in varying},
@@ -210,8 +210,10 @@ def _section(groups: list[list[Run]], number: int) -> Section:
     )
 
 
-def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str]]:
+def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str], dict[str, str | None]]:
     """Sort the options that vary among the points of one method into those that set lines apart, and sizes.
+
+    Where there are three lines or more, the third result is what is usual among them, which need not be said.
 
     Whatever is not of the table sets lines apart. An option of the table does so only where it differs between
     tables of one size: else it may be what makes the size. What a budget made of the options does not count.
@@ -222,7 +224,12 @@ def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str]]:
     for (runs, one), (others, other) in combinations(zip(groups, options, strict=True), 2):
         if _same_size(runs[0], others[0]):
             apart |= _varying([one, other])
-    return apart, varying - apart
+    lines = list(dict.fromkeys(tuple(each.get(name) for name in sorted(apart)) for each in options))
+    usual = {}
+    if len(lines) > 2:
+        for name, values in zip(sorted(apart), zip(*lines, strict=True), strict=True):
+            usual[name] = Counter(values).most_common(1)[0][0]
+    return apart, varying - apart, usual
 
 
 def _comparable(run: Run) -> tuple[Any, ...]:
@@ -285,12 +292,12 @@ def _varying(options: Sequence[Mapping[str, str]]) -> set[str]:
 
 
 def _phrase(options: Mapping[str, str], names: set[str]) -> str:
-    """Write options as "width=8, combine=add", with the last part of a name alone where that is clear."""
-    short = [name.rpartition(".")[2] for name in names]
+    """Write options as "width=8, combine=add", without the group of a name where that is clear."""
+    short = [name.partition(".")[2] or name for name in names]
     return ", ".join(
         f"{name if short.count(last) > 1 else last}={options[name]}"
         for name in sorted(names)
-        if (last := name.rpartition(".")[2]) and name in options
+        if (last := name.partition(".")[2] or name) and name in options
     )
 
 

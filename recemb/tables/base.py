@@ -211,9 +211,6 @@ class CompressedTable(nn.Module):
     takes_raw_ids: ClassVar[bool] = False
     """True when any 64-bit integer is an id, so that no vocabulary is needed."""
 
-    shares_rows_across_features: ClassVar[bool] = False
-    """True when ids of different features may read one row, which a model must be able to tell apart."""
-
     def __init__(self, config: Any, specs: Sequence[TableSpec]) -> None:
         super().__init__()
         self.config = config

@@ -15,7 +15,8 @@ through one small net for each further partition, whose weights are that partiti
 One partition is large, the others together as small as they can be. Which one decides who shares, since ids are
 numbered by falling frequency: with large=remainder the V/c most frequent ids each have a large row of their own, which
 only rarer ids use too; with large=quotient (the form of the paper's experiments) c neighbours share their large row.
-A budget is met by real c with the former and by whole c with the latter, which may leave some of it unused.
+A budget is met by real c with the former and by whole c with the latter, which may leave some of it unused; so does
+concat, whose rows are a k-th as wide and which can hold no more than about a k-th of a full table.
 
 Differs from public code: integer arithmetic throughout (a quotient in float32 is wrong beyond id 2^24); ids of a bag
 are combined one by one and then pooled; factors start such that the vectors have the variance of a full table's rows.

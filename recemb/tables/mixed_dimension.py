@@ -81,7 +81,7 @@ class MixedDimensionConfig(TableConfig):
 
     def blocks_of(self, specs: Sequence[TableSpec]) -> list[list[Block]]:
         """Cut each table into blocks; where frequencies are unknown, into one, looked up once in every row of data."""
-        lookups = max((int(spec.counts.sum()) for spec in specs if spec.counts is not None), default=1)
+        lookups = max([1, *(int(spec.counts.sum()) for spec in specs if spec.counts is not None)])
         blocks = []
         for spec in specs:
             if spec.counts is None or not bool(spec.counts.any()):
@@ -112,6 +112,8 @@ class MixedDimensionConfig(TableConfig):
         if whole._layout(specs, blocks).serving_bytes <= budget_bytes:
             return whole
         what, flattest = "table=mixed_dimension", 0
+        if self.blocks == "popularity" and all(len(of_spec) == 1 for of_spec in blocks):
+            what += ", whose blocks are whole features here (frequencies unknown, or tables small),"
         if self.alpha is not None:
             flattest = round((1 - self.alpha) * _ALPHA_STEPS)
         elif bytes_at(0, 0) <= budget_bytes:

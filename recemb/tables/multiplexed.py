@@ -42,8 +42,8 @@ class MultiplexedConfig(TableConfig):
     threshold: int = option(200, "tables of at most this many ids keep their own rows; a budget may lower it")
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise RecembError(f"table.rows is {self.rows}; it must be at least 1.")
+        if self.rows is not None and not 1 <= self.rows < 2**63:
+            raise RecembError(f"table.rows is {self.rows}; it must be at least 1 and below 2**63.")
         if self.threshold < 0:
             raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
         for name, probes in [("probes", self.probes), *((f"probes_of.{k}", n) for k, n in self.probes_of.items())]:
@@ -127,7 +127,6 @@ class MultiplexedTable(CompressedTable):
     """Looks up row hash(id; feature, probe) mod M of the shared table; probes stand side by side."""
 
     takes_raw_ids = True
-    shares_rows_across_features = True
 
     rows: Tensor
     salts: Tensor

@@ -6,6 +6,7 @@ import logging
 import platform
 import random
 import time
+from collections import Counter
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from recemb.budget import format_bytes
-from recemb.datasets import DatasetConfig, PreparedDataset, prepare
-from recemb.datasets.prepared import META
+from recemb.datasets import PreparedDataset, prepare
+from recemb.datasets.prepared import META, refuse_other_data
 from recemb.options import RecembError
 from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
-from recemb.tables.base import TableConfig, total_full_bytes
+from recemb.tables.base import Layout, TableConfig, total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.record import RunFolder
@@ -57,8 +58,9 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
     dataset = open_dataset(config, asked)
     specs = table_specs(dataset.features, config.model)
     table = sized(config.table, config.budget, specs)
-    _warn_of_shared_rows(config, table)
-    table.layout(specs)  # options that do not fit these tables are told before anything is written
+    layout = table.layout(specs)  # options that do not fit these tables are told before anything is written
+    config.model.check_widths(layout.dims)
+    _warn_of_shared_rows(config, table, layout)
     device = config.trainer.torch_device()
     run = RunFolder(folder, overwrite=config.overwrite)
     clock = time.monotonic()
@@ -108,9 +110,10 @@ def _how_it_went(trainer: Trainer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warn_of_shared_rows(config: "RunConfig", table: TableConfig) -> None:
+def _warn_of_shared_rows(config: "RunConfig", table: TableConfig, layout: Layout) -> None:
     method = method_of(table)
-    if method.table.shares_rows_across_features and not config.model.weighs_features:
+    users = Counter(index for lookups in layout.lookups for index in set(lookups))
+    if max(users.values()) > 1 and not config.model.weighs_features:
         log.warning(
             "table=%s lets features share rows, which model=%s, having no weights of its own for each feature, cannot "
             "tell apart; model=dcn_v2 can.", method.name, config.model.name,
@@ -142,23 +145,6 @@ def open_dataset(config: "RunConfig", asked: Collection[str] = ()) -> PreparedDa
         dataset = PreparedDataset.open(wanted.path)
     refuse_other_data(wanted, dataset, asked)
     return dataset
-
-
-def refuse_other_data(wanted: DatasetConfig, dataset: PreparedDataset, asked: Collection[str] = ()) -> None:
-    """Raise where an option that was given differs from what the data was prepared with; defaults ask for nothing."""
-    made_by = dict(dataset.meta["config"])
-    if dataset.meta["dataset"] != wanted.name:
-        raise RecembError(
-            f"{wanted.path} holds {dataset.meta['dataset']}, not {wanted.name}; pass dataset={dataset.meta['dataset']} "
-            "or another dataset.path."
-        )
-    default = type(wanted)().identity()
-    for name, value in wanted.identity().items():
-        if (value != default[name] or name in asked) and name in made_by and made_by[name] != value:
-            raise RecembError(
-                f"dataset.{name}={value} was asked for, but {wanted.path} was prepared with {name}={made_by[name]}; "
-                "leave the option out or prepare another dataset.path."
-            )
 
 
 def dense_sample(dataset: PreparedDataset) -> Tensor:

@@ -99,6 +99,23 @@ def test_what_a_budget_made_of_the_options_makes_no_series():
     assert section.points[0].options["table.rows"] == "1000"
 
 
+def test_of_many_lines_each_says_what_is_not_usual():
+    runs = [record()]
+    for changes in ({"combine": "add"}, {"scheme": "mixed_radix", "partitions": 3}, {"probes_of": {"C1": 2}}):
+        runs.append(record())
+        runs[-1]["config"]["table"] |= changes
+    for run in runs:
+        for name, usual in (("combine", "multiply"), ("scheme", "quotient"), ("partitions", 2)):
+            run["config"]["table"].setdefault(name, usual)
+    (section,), _ = grouped(*runs)
+    assert {point.series for point in section.points} == {
+        "hashing",
+        "hashing (combine=add)",
+        "hashing (partitions=3, scheme=mixed_radix)",
+        "hashing (probes_of.C1=2)",
+    }
+
+
 def test_without_a_budget_the_size_options_name_the_setting():
     wide, slim = (
         changed(record("full", share, budget=None), "table.width", width) for share, width in ((1 / 2, 8), (1 / 4, 4))

@@ -96,6 +96,11 @@ def test_the_rarest_ids_share_the_row_of_unknown_values():
         MixedDimensionConfig(least_width=1).fit(specs, full // 64)
 
 
+def test_a_feature_that_was_never_seen_is_one_block():
+    spec = TableSpec(name="C1", num_embeddings=10, embedding_dim=4, counts=torch.zeros(10, dtype=torch.int64))
+    assert MixedDimensionConfig(threshold=0).layout([spec]).tables[0].rows == 10
+
+
 def test_a_given_alpha_is_kept_under_a_budget():
     specs = make_specs()
     full = sum(spec.full_bytes for spec in specs)
