@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tables_samples import VARIANTS, Variant, make_batch, make_specs
+from tables_samples import VARIANTS, Variant, make_batch, make_specs, zipf_counts
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec, list_tables
@@ -137,6 +137,25 @@ def test_a_budget_is_never_exceeded_and_little_is_left(
     # What stays unused is less than one step of the method's size knob: a row a table, or one column of everything.
     step = max(full // dim, sum(dim * 4 + 16 for _ in specs))
     assert used == full or used + 2 * step > min(budget, full)
+
+
+@each_method
+@pytest.mark.parametrize("share", [1 / 4, 1 / 20, 1 / 64])
+def test_a_budget_is_spent(method: Variant, share: float):
+    """On tables as click logs have them: few with nearly all ids, most of which were seen once."""
+    specs = [
+        TableSpec(name=f"t{size}", num_embeddings=size, embedding_dim=16, counts=zipf_counts(size))
+        for size in (3, 18, 305, 5_000, 40_000, 200_000)
+    ]
+    budget = int(total_full_bytes(specs) * share)
+    try:
+        used = method.config().fit(specs, budget).layout(specs).serving_bytes
+    except RecembError:
+        return  # what cannot be had at all is another test
+    # One float more for every id of the largest table may be too much for full and low_rank, and blocks=feature.
+    wide_steps = method.coarse or method.method in ("full", "low_rank") or method.options.get("blocks") == "feature"
+    least = 0.5 if wide_steps else 0.97
+    assert least * budget <= used <= budget
 
 
 @each_method

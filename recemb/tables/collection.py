@@ -347,7 +347,7 @@ def _check_names(specs: Sequence[TableSpec]) -> None:
             if count > 1:
                 raise RecembError(f"{what} {name!r} is named {count} times; names must differ.")
     for spec in specs:
-        if "." in spec.name or not spec.name or hasattr(nn.ModuleDict, spec.name):
+        if "." in spec.name or not spec.name or hasattr(nn.ModuleDict(), spec.name):
             raise RecembError(
                 f"table name {spec.name!r} cannot be used: it must not be empty, hold a dot or be a method of "
                 "torch.nn.ModuleDict, as keys and type are."

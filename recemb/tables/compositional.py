@@ -166,10 +166,11 @@ class CompositionalConfig(TableConfig):
 
     def _balanced_rows(self, spec: TableSpec) -> int:
         """Give the rows of the large partition at which all partitions together are smallest."""
-        ids, dim = spec.num_embeddings, spec.embedding_dim
+        ids = spec.num_embeddings
         small = self.partitions - 1
         # Minimum of rows + small * ratio * (ids / rows)^(1/small), a bucket of a small partition being `ratio` rows.
-        ratio = sum(table.dim for table in self._tables(spec, Partition("", 1, 1), 1, 2)) / dim
+        large, other = (self._tables(spec, Partition("", 1, 1), number, self.partitions) for number in (0, 1))
+        ratio = sum(table.dim for table in other) / large[0].dim
         power = small / (small + 1)
         return min(ids, max(1, math.ceil(ratio**power * ids ** (1 / (small + 1)))))
 
@@ -201,11 +202,12 @@ class CompositionalConfig(TableConfig):
 
 
 def _balanced(least: int, count: int) -> list[int]:
-    """Give `count` radices, as equal as can be, whose product is at least `least`."""
-    radices = []
+    """Give up to `count` radices, as equal as can be, whose product is at least `least`."""
+    radices: list[int] = []
     for left in range(count, 0, -1):
         radix = _root_above(least, left)
-        radices.append(radix)
+        if radix > 1 or not radices:  # a digit with one value tells nothing apart
+            radices.append(radix)
         least = -(-least // radix)
     return radices
 

@@ -5,7 +5,7 @@ section 3.1 (factorized embedding parameterization). The plainest way to make a 
 moderate ratios.
 
 Differs from the usual code: B starts with orthogonal rows, such that vectors start with the variance of a full table's;
-a budget is spent to the last column, so ranks of different tables may differ by one, smaller tables first; a table
+a budget is spent column by column, so ranks of different tables may differ by one, smaller tables first; a table
 that two factors would not make smaller stays whole.
 """
 
@@ -40,18 +40,16 @@ class LowRankConfig(TableConfig):
         """Give the rank of each table; D stands for a whole table."""
         if self.rank is None:
             return [spec.embedding_dim for spec in specs]
-        for spec in specs:
-            if self.rank > spec.embedding_dim:
-                raise RecembError(
-                    f"table.rank={self.rank:g} is more than the width of table {spec.name}, {spec.embedding_dim} "
-                    "(model.embedding_dim)."
-                )
+        widest = max(spec.embedding_dim for spec in specs)
+        if self.rank > widest:
+            raise RecembError(
+                f"table.rank={self.rank:g} is more than the width of the vectors, {widest} (model.embedding_dim)."
+            )
         more = (self.rank - int(self.rank)) * sum(spec.num_embeddings for spec in specs)
         ranks = [0] * len(specs)
         for index, ids in zip(_smallest_first(specs), _running_ids(specs), strict=True):
-            ranks[index] = narrower(
-                specs[index].num_embeddings, int(self.rank) + (ids <= more), specs[index].embedding_dim
-            )
+            spec, rank = specs[index], int(self.rank) + (ids <= more)
+            ranks[index] = narrower(spec.num_embeddings, min(rank, spec.embedding_dim), spec.embedding_dim)
         return ranks
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
@@ -86,7 +84,7 @@ class LowRankConfig(TableConfig):
         def bytes_at(step: int) -> int:
             return dataclasses.replace(self, rank=rank_at(step)).layout(specs).serving_bytes
 
-        last = (min(spec.embedding_dim for spec in specs) - 1) * len(specs)
+        last = (max(spec.embedding_dim for spec in specs) - 1) * len(specs)
         step = largest_within(budget_bytes, bytes_at, 0, last, "table=low_rank")
         return dataclasses.replace(self, rank=rank_at(step))
 

@@ -12,7 +12,7 @@ Differs from the paper: widths are rounded to integers, or to powers of two when
 width share a projection; a block that a projection would not make smaller keeps full width; projections start with
 orthogonal rows, such that vectors start with the variance of a full table's. For a budget, the least alpha in [0, 1]
 that fits is taken unless it is given, then widths are scaled, up to spend what rounding left or down where alpha = 1 is
-not enough. Blocks whose width rounds to zero have no rows, their ids share the row of out-of-vocabulary values; with
+not enough, and what a whole step would overspend goes to the first ids it concerns. Blocks whose width rounds to zero have no rows, their ids share the row of out-of-vocabulary values; with
 least_width=1 every id has one float at least, as in the paper, which bounds what can be saved.
 """
 
@@ -55,10 +55,11 @@ class Block(NamedTuple):
 class MixedDimensionConfig(TableConfig):
     """Options of mixed-dimension tables."""
 
-    size_options = ("scale",)
+    size_options = ("scale", "wider")
 
     alpha: float | None = option(None, "temperature, 0 (all rows equally wide, and when not given) to 1")
     scale: float | None = option(None, "factor on the widths before rounding; 1 when not given")
+    wider: int | None = option(None, "ids, the first ones, that take the next step of scale; spends what a step leaves")
     blocks: str = option("popularity", "what has one width: a feature, or a popularity block of a feature")
     num_blocks: int = option(8, "popularity blocks of a feature")
     threshold: int = option(200, "tables of at most this many ids are one block")
@@ -70,6 +71,8 @@ class MixedDimensionConfig(TableConfig):
             raise RecembError(f"table.alpha is {self.alpha}; it must lie between 0 and 1.")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise RecembError(f"table.scale is {self.scale}; it must be a positive number.")
+        if self.wider is not None and self.wider < 0:
+            raise RecembError(f"table.wider is {self.wider}; it must be at least 0.")
         if self.blocks not in BLOCKS:
             raise RecembError(f"table.blocks={self.blocks} is not known; choose one of {', '.join(BLOCKS)}.")
         if self.least_width < 0:
@@ -84,11 +87,12 @@ class MixedDimensionConfig(TableConfig):
         lookups = max([1, *(int(spec.counts.sum()) for spec in specs if spec.counts is not None)])
         blocks = []
         for spec in specs:
-            if spec.counts is None or not bool(spec.counts.any()):
+            if spec.counts is not None and not bool(spec.counts.any()):
+                blocks.append([Block(0, spec.num_embeddings, 0.0)])
+            elif spec.counts is None:
                 blocks.append([Block(0, spec.num_embeddings, lookups / spec.num_embeddings)])
             else:
-                cut = self.blocks == "popularity" and spec.num_embeddings > self.threshold
-                blocks.append(_equally_popular(spec.counts, self.num_blocks if cut else 1))
+                blocks.append(_equally_popular(spec.counts, self.num_blocks if self._cuts(spec) else 1))
         return blocks
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
@@ -99,32 +103,34 @@ class MixedDimensionConfig(TableConfig):
         """Take the least alpha that fits, then scale the widths to the budget."""
         blocks = self.blocks_of(specs)
 
-        def knobs(alpha_steps: int, scale_steps: int) -> tuple[float, float | None]:
-            # Integer steps, the bytes rising with both.
+        def at(alpha: float, scale_steps: int, wider: int | None = None) -> "MixedDimensionConfig":
+            # The bytes rise with the steps, fall with alpha.
             scale = None if scale_steps == 0 else 2 ** (scale_steps / _SCALE_STEPS)
-            return 1 - alpha_steps / _ALPHA_STEPS, scale
+            return dataclasses.replace(self, alpha=alpha, scale=scale, wider=wider)
 
-        def bytes_at(alpha_steps: int, scale_steps: int) -> int:
-            alpha, scale = knobs(alpha_steps, scale_steps)
-            return dataclasses.replace(self, alpha=alpha, scale=scale)._layout(specs, blocks).serving_bytes
+        def bytes_at(alpha: float, scale_steps: int, wider: int | None = None) -> int:
+            return at(alpha, scale_steps, wider)._layout(specs, blocks).serving_bytes
 
-        whole = dataclasses.replace(self, alpha=None, scale=None)
+        whole = dataclasses.replace(self, alpha=None, scale=None, wider=None)
         if whole._layout(specs, blocks).serving_bytes <= budget_bytes:
             return whole
-        what, flattest = "table=mixed_dimension", 0
+        what, alpha = "table=mixed_dimension", 1.0 if self.alpha is None else self.alpha
         if self.blocks == "popularity" and all(len(of_spec) == 1 for of_spec in blocks):
             what += ", whose blocks are whole features here (frequencies unknown, or tables small),"
-        if self.alpha is not None:
-            flattest = round((1 - self.alpha) * _ALPHA_STEPS)
-        elif bytes_at(0, 0) <= budget_bytes:
-            flattest = largest_within(budget_bytes, lambda n: bytes_at(n, 0), 0, _ALPHA_STEPS, what)
+        if self.alpha is None and bytes_at(alpha, 0) <= budget_bytes:
+            flattest = largest_within(budget_bytes, lambda n: bytes_at(1 - n / _ALPHA_STEPS, 0), 0, _ALPHA_STEPS, what)
+            alpha = 1 - flattest / _ALPHA_STEPS
         most = _DOUBLINGS * _SCALE_STEPS
-        scaled = largest_within(budget_bytes, lambda n: bytes_at(flattest, n), -most, most, what)
-        alpha, scale = knobs(flattest, scaled)
-        return dataclasses.replace(self, alpha=alpha, scale=scale)
+        steps = largest_within(budget_bytes, lambda n: bytes_at(alpha, n), -most, most, what)
+        # The next step is too much for whole blocks of ids, of which some have nearly all: take it for some of them.
+        ids = sum(spec.num_embeddings for spec in specs if self._cuts(spec))
+        wider = largest_within(budget_bytes, lambda n: bytes_at(alpha, steps, n), 0, ids, what)
+        fitted = at(alpha, steps, wider or None)
+        return dataclasses.replace(self, alpha=fitted.alpha, scale=fitted.scale, wider=fitted.wider)
 
     def _layout(self, specs: Sequence[TableSpec], blocks: list[list[Block]]) -> Layout:
-        hottest = max(block.popularity for of_spec in blocks for block in of_spec)
+        hottest = max(block.popularity for of_spec in blocks for block in of_spec) or 1.0
+        left = self.wider or 0
         tables: list[PhysicalTable] = []
         parameters: list[DenseParameter] = []
         lookups: list[list[int]] = []
@@ -132,7 +138,7 @@ class MixedDimensionConfig(TableConfig):
         ends: list[int] = []
         for index, (spec, of_spec) in enumerate(zip(specs, blocks, strict=True)):
             lookups.append([])
-            runs = self._runs(spec, of_spec, hottest)
+            runs, left = self._runs(spec, of_spec, hottest, left)
             ends.append(runs[-1][1])
             for number, (start, end, width) in enumerate(runs):
                 name = spec.name if len(runs) == 1 else f"{spec.name}:{number}"
@@ -163,24 +169,40 @@ class MixedDimensionConfig(TableConfig):
             alternatives=split,
         )
 
-    def _runs(self, spec: TableSpec, blocks: list[Block], hottest: float) -> list[tuple[int, int, int]]:
-        """Give the first id, the last id + 1 and the width of each run of blocks of one width that have rows."""
+    def _runs(
+        self, spec: TableSpec, blocks: list[Block], hottest: float, wider: int
+    ) -> tuple[list[tuple[int, int, int]], int]:
+        """Give the first id, the last id + 1 and the width of each run of blocks of one width that have rows.
+
+        Up to `wider` ids, the first ones, have the width of the next larger scale; also returns how many are left.
+        """
         runs: list[tuple[int, int, int]] = []
         for block in blocks:
-            width = self._width(spec.embedding_dim, block.popularity / hottest)
-            if width == 0 and runs:
-                break
-            # The first block has the row that ids without one of their own fall back on.
-            _append(runs, (block.first, block.stop, max(width, 1)))
+            popularity = block.popularity / hottest
+            narrow, wide = (self._width(spec.embedding_dim, popularity, step) for step in (0, 1))
+            ahead = min(wider, block.rows) if wide > narrow and self._cuts(spec) else 0
+            wider -= ahead
+            for start, stop, width in (
+                (block.first, block.first + ahead, wide),
+                (block.first + ahead, block.stop, narrow),
+            ):
+                # The first block has the row that ids without one of their own fall back on.
+                if start < stop and (width or not runs):
+                    _append(runs, (start, stop, max(width, 1)))
         worthwhile: list[tuple[int, int, int]] = []
         for start, stop, width in runs:
             _append(worthwhile, (start, stop, narrower(stop - start, width, spec.embedding_dim)))
-        return worthwhile
+        return worthwhile, wider
 
-    def _width(self, dim: int, popularity: float) -> int:
-        wanted = dim * (self.scale or 1.0) * popularity ** (self.alpha or 0.0)
+    def _cuts(self, spec: TableSpec) -> bool:
+        """Whether a table is cut into blocks by frequency."""
+        return self.blocks == "popularity" and spec.counts is not None and spec.num_embeddings > self.threshold
+
+    def _width(self, dim: int, popularity: float, step: int) -> int:
+        """Round the width of a block; `step` asks for that at the next larger scale."""
+        wanted = dim * (self.scale or 1.0) * 2 ** (step / _SCALE_STEPS) * popularity ** (self.alpha or 0.0)
         if self.power_of_two and wanted > 0.5:
-            wanted = 2.0 ** round(math.log2(wanted))
+            wanted = max(1.0, 2.0 ** round(math.log2(wanted)))
         return int(min(dim, max(self.least_width, round(min(wanted, dim)))))
 
 

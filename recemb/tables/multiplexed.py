@@ -55,7 +55,13 @@ class MultiplexedConfig(TableConfig):
         width = self._width(specs)
         probes = [self.probes_of.get(spec.name, self.probes) for spec in specs]
         shares = [self._shares(spec) for spec in specs]
-        tables = [PhysicalTable(SHARED, self._rows(specs), width, specs[0].init_std)] if any(shares) else []
+        dims = [
+            width * count if share else spec.embedding_dim * count // self.probes
+            for spec, count, share in zip(specs, probes, shares, strict=True)
+        ]
+        tables = (
+            [PhysicalTable(SHARED, self._rows(specs), width, specs[shares.index(True)].init_std)] if any(shares) else []
+        )
         lookups, salts = [], []
         for spec, count, share in zip(specs, probes, shares, strict=True):
             if share:
@@ -65,11 +71,11 @@ class MultiplexedConfig(TableConfig):
                 lookups.append([len(tables)])
                 # An own table is looked up by the id itself, which a salt of 0 stands for.
                 salts.append(0)
-                tables.append(PhysicalTable(spec.name, spec.num_embeddings, width * count, spec.init_std))
+                tables.append(PhysicalTable(spec.name, spec.num_embeddings, dims[len(lookups) - 1], spec.init_std))
         return Layout(
             tables=tables,
             lookups=lookups,
-            dims=[width * count for count in probes],
+            dims=dims,
             constants={"salts": torch.tensor(salts), "rows": torch.tensor([self._rows(specs)])} if any(shares) else {},
         )
 
@@ -96,13 +102,17 @@ class MultiplexedConfig(TableConfig):
 
     def _width(self, specs: Sequence[TableSpec]) -> int:
         """Give w, the width of a row of the shared table."""
-        dims = {spec.embedding_dim for spec in specs}
-        if len(dims) > 1:
-            raise RecembError(
-                f"table=multiplexed shares rows of one width, and the tables ask for vectors {sorted(dims)} wide; give "
-                "all tables one embedding_dim, and wider vectors by table.probes_of."
-            )
-        (dim,) = dims
+        sharing = [spec for spec in specs if self._shares(spec)] or list(specs[:1])
+        for what, values in (
+            ("embedding_dim", {spec.embedding_dim for spec in sharing}),
+            ("init_std", {spec.init_std for spec in sharing}),
+        ):
+            if len(values) > 1:
+                raise RecembError(
+                    f"table=multiplexed shares rows of one width and one start, and the tables ask for {what} "
+                    f"{sorted(values)}; give all of them one, and wider vectors by table.probes_of."
+                )
+        dim = sharing[0].embedding_dim
         if dim % self.probes:
             raise RecembError(
                 f"table.probes={self.probes} rows side by side cannot make a vector {dim} wide (model.embedding_dim); "

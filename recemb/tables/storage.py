@@ -203,16 +203,20 @@ class FusedTables(nn.Module):
         self._kernel_of_lookup = [kernels[index] for index in lookup_tables]
         self._stored_widths = [width for _, width in stored]
         self._packs = max(lanes) > 1
-        batched = SplitTableBatchedEmbeddingBagsCodegen(
-            [(*shape, *where) for shape in stored],
-            feature_table_map=list(range(len(stored))) if by_value else self._kernel_of_lookup,
-            device=device,
-            bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
-            **optimizer.kwargs(),
-        )
-        # In a list, so that its one flat weight is not a second parameter beside the tables' own names.
-        self._batched = [batched]
-        weights = batched.split_embedding_weights()
+        # Rows of different widths that are looked up one by one are differently many: a kernel for each width.
+        calls = [[shape] for shape in stored] if by_value else [stored]
+        # In a list, so that their flat weights are not parameters beside the tables' own names.
+        self._batched = [
+            SplitTableBatchedEmbeddingBagsCodegen(
+                [(*shape, *where) for shape in shapes],
+                feature_table_map=[0] if by_value else self._kernel_of_lookup,
+                device=device,
+                bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
+                **optimizer.kwargs(),
+            )
+            for shapes in calls
+        ]
+        weights = [weight for batched in self._batched for weight in batched.split_embedding_weights()]
         self.embedding_bags = nn.ModuleDict(
             {
                 table.name: _ViewBag(weights[kernel][start:].view(-1, table.dim)[: table.rows])
@@ -237,22 +241,21 @@ class FusedTables(nn.Module):
             lanes = self._lanes.repeat_interleave(repeats)
             lane, rows = rows % lanes, rows // lanes
         rows = rows + self._first.repeat_interleave(repeats)
-        of_kernels = [0] * len(self._stored_widths)
-        for kernel, count in zip(self._kernel_of_lookup, counts, strict=True):
-            of_kernels[kernel] += count
-        # The kernel wants equally many bags of every table: one for each row, and empty ones behind them.
-        ends = torch.tensor(of_kernels, device=rows.device).cumsum(0).unsqueeze(1)
-        begins = ends - torch.tensor(of_kernels, device=rows.device).unsqueeze(1)
-        offsets = torch.minimum(begins + torch.arange(max(of_kernels), device=rows.device), ends).flatten()
-        bags = self._batched[0](rows, torch.cat([offsets, ends[-1]]))
         found: list[Tensor] = []
         start = 0
-        for kernel, stored in enumerate(bags.split(self._stored_widths, dim=1)):
-            count = of_kernels[kernel]
+        for kernel, batched in enumerate(self._batched):
             here = [index for index, one in enumerate(self._kernel_of_lookup) if one == kernel]
-            picked = _pick_lanes(stored[:count], self.widths[here[0]], lane, start) if here else stored[:0]
-            found += picked.split([counts[index] for index in here]) if here else []
-            start += count
+            of_lookups = [counts[index] for index in here]
+            stop = start + sum(of_lookups)
+            offsets = torch.arange(stop - start + 1, device=rows.device)
+            stored = batched(rows[start:stop], offsets) if stop > start else rows.new_zeros(0, dtype=torch.float32)
+            picked = _pick_lanes(
+                stored.view(-1, self._stored_widths[kernel]),
+                self.widths[here[0]],
+                None if lane is None else lane[start:stop],
+            )
+            found += picked.split(of_lookups)
+            start = stop
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedTables":
@@ -270,10 +273,10 @@ class FusedTables(nn.Module):
         tables, lookup_tables, optimizer, device, by_value = self._arguments
         twin = FusedTables(tables, lookup_tables, optimizer, device, by_value=by_value)
         twin.load_state_dict(self.state_dict())
-        states = (tables.split_optimizer_states() for tables in (*twin._batched, *self._batched))
-        for ours, theirs in zip(*states, strict=True):
-            for own, other in zip(ours, theirs, strict=True):
-                own.copy_(other)
+        for mine, its in zip(self._batched, twin._batched, strict=True):
+            for ours, theirs in zip(mine.split_optimizer_states(), its.split_optimizer_states(), strict=True):
+                for own, other in zip(ours, theirs, strict=True):
+                    other.copy_(own)
         return twin
 
     def __getstate__(self) -> Any:
@@ -281,24 +284,22 @@ class FusedTables(nn.Module):
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the rows."""
-        self._batched[0].set_learning_rate(lr)
+        for batched in self._batched:
+            batched.set_learning_rate(lr)
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory, with the padding of stored rows."""
-        return sum(weight.nbytes for weight in self._batched[0].split_embedding_weights())
+        return sum(weight.nbytes for batched in self._batched for weight in batched.split_embedding_weights())
 
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer's accumulators."""
-        return sum(state.nbytes for states in self._batched[0].split_optimizer_states() for state in states)
+        states = (states for batched in self._batched for states in batched.split_optimizer_states())
+        return sum(state.nbytes for of_table in states for state in of_table)
 
 
-def _pick_lanes(stored: Tensor, width: int, lane: Tensor | None, start: int) -> Tensor:
-    """Take `width` of the stored floats (n, w): lane 0 is the first `width`, lane 1 the next.
-
-    `lane` (N,) holds theirs from `start` on.
-    """
+def _pick_lanes(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
+    """Take `width` of the stored floats (n, w) as `lane` (n,) says: lane 0 is the first `width`, lane 1 the next."""
     if stored.shape[1] == width or lane is None:
         return stored
     lanes = stored.view(len(stored), stored.shape[1] // width, width)
-    chosen = lane[start : start + len(stored)].view(-1, 1, 1).expand(-1, 1, width)
-    return lanes.gather(1, chosen).squeeze(1)
+    return lanes.gather(1, lane.view(-1, 1, 1).expand(-1, 1, width)).squeeze(1)

@@ -52,7 +52,7 @@ def test_two_factors_find_a_table_of_their_rank_and_no_other():
 
 def test_a_rank_past_the_width_and_a_budget_past_one_float_an_id_are_explained():
     specs = make_specs()
-    with pytest.raises(RecembError, match=r"table.rank=17 is more than the width of table gender, 16"):
+    with pytest.raises(RecembError, match=r"table.rank=17 is more than the width of the vectors, 16"):
         LowRankConfig(rank=17).layout(specs)
     with pytest.raises(RecembError, match=r"table=low_rank cannot be made as small as .*: the least possible is"):
         LowRankConfig().fit(specs, sum(spec.full_bytes for spec in specs) // 64)

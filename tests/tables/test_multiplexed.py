@@ -1,5 +1,7 @@
 """The multiplexed table: salted probes into one table, widths by probes, raw ids, small features spread out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -99,8 +101,12 @@ def test_options_that_do_not_fit_the_tables_are_explained(options: dict[str, obj
 
 
 def test_tables_of_several_widths_cannot_share_rows():
-    specs = [TableSpec(name=f"t{dim}", num_embeddings=9, embedding_dim=dim) for dim in (4, 8)]
-    with pytest.raises(RecembError, match=r"shares rows of one width, and the tables ask for vectors \[4, 8\] wide"):
-        MultiplexedConfig().layout(specs)
+    specs = [TableSpec(name=f"t{dim}", num_embeddings=9, embedding_dim=dim, init_std=dim) for dim in (4, 8)]
+    with pytest.raises(RecembError, match=r"the tables ask for embedding_dim \[4, 8\]; give all of them one"):
+        MultiplexedConfig(rows=5, threshold=0).layout(specs)
+    specs[1] = dataclasses.replace(specs[1], embedding_dim=4)
+    with pytest.raises(RecembError, match=r"the tables ask for init_std \[4, 8\]"):
+        MultiplexedConfig(rows=5, threshold=0).layout(specs)
+    assert MultiplexedConfig(rows=5).layout(specs).dims == [4, 4]  # small tables share nothing
     with pytest.raises(RecembError, match=r"table.probes_of.t4 is 0; it must be at least 1"):
         MultiplexedConfig(probes_of={"t4": 0})
