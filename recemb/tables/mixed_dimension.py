@@ -12,8 +12,9 @@ Differs from the paper: widths are rounded to integers, or to powers of two when
 width share a projection; a block that a projection would not make smaller keeps full width; projections start with
 orthogonal rows, such that vectors start with the variance of a full table's. For a budget, the least alpha in [0, 1]
 that fits is taken unless it is given, then widths are scaled, up to spend what rounding left or down where alpha = 1 is
-not enough, and what a whole step would overspend goes to the first ids it concerns. Blocks whose width rounds to zero have no rows, their ids share the row of out-of-vocabulary values; with
-least_width=1 every id has one float at least, as in the paper, which bounds what can be saved.
+not enough, and what a whole step would overspend goes to the first ids it concerns. Blocks whose width rounds to zero
+have no rows, their ids share the row of out-of-vocabulary values; with least_width=1 every id has one float at least,
+as in the paper, which bounds what can be saved.
 """
 
 import dataclasses
