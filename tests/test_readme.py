@@ -65,4 +65,4 @@ def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
 
 def test_the_python_commands_it_shows_exist():
     shown = set(re.findall(r"^recemb (\w+)", README, re.MULTILINE))
-    assert shown == {"prepare", "train", "report"}
+    assert shown == {"plan", "prepare", "train", "report"}

@@ -58,3 +58,14 @@ def test_a_rank_past_the_width_and_a_budget_past_one_float_an_id_are_explained()
         LowRankConfig().fit(specs, sum(spec.full_bytes for spec in specs) // 64)
     with pytest.raises(RecembError, match=r"table.rank is 0.5; it must be at least 1"):
         LowRankConfig(rank=0.5)
+
+
+def test_tables_of_other_widths_get_ranks_up_to_their_own():
+    specs = [
+        TableSpec(name="wide", num_embeddings=100_000, embedding_dim=64),
+        TableSpec(name="b", num_embeddings=10, embedding_dim=2),
+    ]
+    config = LowRankConfig().fit(specs, specs[0].full_bytes // 2)
+    assert config.layout(specs).serving_bytes > 0.45 * specs[0].full_bytes
+    assert [table.dim for table in config.layout(specs).tables][1] == 2
+    assert LowRankConfig(rank=6).layout(specs).dims == [64, 2]

@@ -96,6 +96,14 @@ def test_the_rarest_ids_share_the_row_of_unknown_values():
         MixedDimensionConfig(least_width=1).fit(specs, full // 64)
 
 
+def test_powers_of_two_drop_no_ids_that_plain_rounding_keeps():
+    counts = torch.tensor([0] + [100] * 10 + [1] * 990)
+    spec = TableSpec(name="C1", num_embeddings=1001, embedding_dim=8, counts=counts)
+    for powers in (False, True):
+        config = MixedDimensionConfig(alpha=0.56, num_blocks=2, power_of_two=powers)
+        assert sum(table.rows for table in config.layout([spec]).tables) == 1001
+
+
 def test_a_feature_that_was_never_seen_is_one_block():
     spec = TableSpec(name="C1", num_embeddings=10, embedding_dim=4, counts=torch.zeros(10, dtype=torch.int64))
     assert MixedDimensionConfig(threshold=0).layout([spec]).tables[0].rows == 10
