@@ -13,6 +13,9 @@ from torch import Tensor
 
 HASH_VERSION = 1
 
+KEEPS_IDS = 0
+"""The salt that stands for a table whose ids are its row numbers, beside tables that are hashed."""
+
 # The constants of SplitMix64 as signed 64-bit integers.
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
@@ -64,3 +67,8 @@ def hash_to_rows(ids: Tensor, salt: Tensor | int, rows: Tensor | int) -> Tensor:
         (N,) int64 row numbers. The modulus' bias is below rows / 2**63.
     """
     return torch.remainder(mix(ids, salt), rows)
+
+
+def hash_or_keep(ids: Tensor, salts: Tensor, rows: Tensor) -> Tensor:
+    """Hash ids as `hash_to_rows` does, but for those with the salt `KEEPS_IDS`, which stay as they are."""
+    return torch.where(salts == KEEPS_IDS, ids, hash_to_rows(ids, salts, rows))

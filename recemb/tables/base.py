@@ -178,6 +178,13 @@ class TableConfig:
 
     size_options: ClassVar[tuple[str, ...] | None] = None
 
+    def check_at_least(self, **least: int) -> None:
+        """Raise where one of these options is smaller than makes sense; None is no size yet, and fine."""
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise RecembError(f"table.{name} is {value}; it must be at least {bound}.")
+
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Lay out the physical tables for these logical tables without allocating them."""
         raise NotImplementedError(f"{type(self).__name__} must say which physical tables it holds.")

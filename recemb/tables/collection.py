@@ -305,15 +305,13 @@ class CompressedEmbeddingBagCollection(nn.Module):
     def _check_ids(self, ids: Tensor, lengths: Tensor, uniform: bool) -> None:
         if not ids.numel():
             return
-        if uniform:
+        if uniform:  # the usual case, told by two numbers a feature
             low, high = torch.aminmax(ids, dim=1)
-            wrong = bool(((low < self._least) | (high > self._most)).any())
-        else:
-            feature_of_id = torch.repeat_interleave(lengths.sum(dim=1))
-            wrong = bool(((ids < self._least[feature_of_id]) | (ids > self._most[feature_of_id])).any())
-        if wrong:
-            feature_of_id, flat = torch.repeat_interleave(lengths.sum(dim=1)), ids.flatten()
-            outside = (flat < self._least[feature_of_id]) | (flat > self._most[feature_of_id])
+            if not bool(((low < self._least) | (high > self._most)).any()):
+                return
+        feature_of_id, flat = torch.repeat_interleave(lengths.sum(dim=1)), ids.flatten()
+        outside = (flat < self._least[feature_of_id]) | (flat > self._most[feature_of_id])
+        if bool(outside.any()):
             position = int(outside.nonzero()[0])
             most = int(self._most[feature_of_id[position]])
             raise RecembError(

@@ -31,11 +31,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from recemb.budget import largest_within
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
-from recemb.tables.sizing import affordable_threshold
+from recemb.tables.sizing import fit_rows
 
 SCHEMES = ("quotient_remainder", "mixed_radix", "chinese_remainder")
 COMBINES = ("multiply", "add", "concat", "path")
@@ -67,9 +66,7 @@ class CompositionalConfig(TableConfig):
         for name, known in (("scheme", SCHEMES), ("combine", COMBINES), ("large", LARGE)):
             if getattr(self, name) not in known:
                 raise RecembError(f"table.{name}={getattr(self, name)} is not known; choose one of {', '.join(known)}.")
-        for name, least in (("collisions", 1), ("rows", 1), ("partitions", 2), ("threshold", 0), ("hidden", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise RecembError(f"table.{name} is {getattr(self, name)}; it must be at least {least}.")
+        self.check_at_least(collisions=1, rows=1, partitions=2, threshold=0, hidden=1)
         if self.collisions is not None and self.rows is not None:
             raise RecembError(
                 f"table.collisions={self.collisions} and table.rows={self.rows} both say how large the tables are; "
@@ -106,18 +103,9 @@ class CompositionalConfig(TableConfig):
 
     def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
         """Give the large partitions the rows that the budget allows."""
-        whole = dataclasses.replace(self, collisions=None, rows=None)
-        if whole.layout(specs).serving_bytes <= budget_bytes:
-            return whole
-
-        def bytes_at(rows: int, threshold: int) -> int:
-            return dataclasses.replace(whole, rows=rows, threshold=threshold).layout(specs).serving_bytes
-
-        threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
         most = sum(spec.num_embeddings for spec in specs)
         what = f"table=compositional with {self.partitions} partitions"
-        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, what)
-        return dataclasses.replace(whole, rows=rows, threshold=threshold)
+        return fit_rows(dataclasses.replace(self, collisions=None), specs, budget_bytes, most, what)
 
     def _partitions(self, specs: Sequence[TableSpec]) -> list[list[Partition]]:
         """Choose the partitions of each table; a single one means that it stays whole."""

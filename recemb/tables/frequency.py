@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recemb.budget import largest_within
-from recemb.options import RecembError, option
+from recemb.options import option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
 
@@ -28,8 +28,7 @@ class FrequencyConfig(TableConfig):
     keep: int | None = option(None, "ids that keep a row of their own, over all tables; all of them when not given")
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.keep < 0:
-            raise RecembError(f"table.keep is {self.keep}; it must be at least 0.")
+        self.check_at_least(keep=0)
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Hold one row for out-of-vocabulary and rare ids (row 0) and one for each kept id."""

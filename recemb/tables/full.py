@@ -24,8 +24,7 @@ class FullConfig(TableConfig):
     width: int | None = option(None, "width of the vectors; the model's embedding_dim when not given")
 
     def __post_init__(self) -> None:
-        if self.width is not None and self.width < 1:
-            raise RecembError(f"table.width is {self.width}; it must be at least 1.")
+        self.check_at_least(width=1)
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Hold every id's own row."""

@@ -8,7 +8,6 @@ Differs from the usual code: tables of at most `threshold` ids stay whole, since
 restores the plain baseline); the hash is salted by the table's name, not by its position.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -16,12 +15,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from recemb.budget import largest_within
-from recemb.hashing import hash_to_rows, salt_of
-from recemb.options import RecembError, option
+from recemb.hashing import KEEPS_IDS, hash_or_keep, salt_of
+from recemb.options import option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
-from recemb.tables.sizing import affordable_threshold
+from recemb.tables.sizing import fit_rows
 
 
 @dataclass(kw_only=True)
@@ -32,10 +30,7 @@ class HashingConfig(TableConfig):
     threshold: int = option(200, "tables of at most this many ids stay whole; a budget may lower it")
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise RecembError(f"table.rows is {self.rows}; it must be at least 1.")
-        if self.threshold < 0:
-            raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
+        self.check_at_least(rows=1, threshold=0)
 
     def rows_of(self, specs: Sequence[TableSpec]) -> list[int]:
         """Rows of each table: whole where small, else in proportion to its number of ids, at least one."""
@@ -63,29 +58,19 @@ class HashingConfig(TableConfig):
             if all(whole)
             else {
                 "rows": torch.tensor(rows),
-                # A whole table is looked up by the id itself, which a salt of 0 stands for.
                 "salts": torch.tensor(
-                    [0 if keeps_all else salt_of(spec.name) for spec, keeps_all in zip(specs, whole, strict=True)]
+                    [
+                        KEEPS_IDS if keeps_all else salt_of(spec.name)
+                        for spec, keeps_all in zip(specs, whole, strict=True)
+                    ]
                 ),
             },
         )
 
     def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
-        """Give the hashed tables what the whole ones leave.
-
-        Whole tables may take up to half of the budget; where they would take more, the threshold is lowered.
-        """
-        whole = dataclasses.replace(self, rows=None)
-        if whole.layout(specs).serving_bytes <= budget_bytes:
-            return whole
-
-        def bytes_at(rows: int, threshold: int) -> int:
-            return dataclasses.replace(self, rows=rows, threshold=threshold).layout(specs).serving_bytes
-
-        threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
-        hashed_ids = max(1, sum(spec.num_embeddings for spec in specs if spec.num_embeddings > threshold))
-        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, hashed_ids, "table=hashing")
-        return dataclasses.replace(self, rows=rows, threshold=threshold)
+        """Give the hashed tables what the whole ones leave."""
+        most = sum(spec.num_embeddings for spec in specs)
+        return fit_rows(self, specs, budget_bytes, most, "table=hashing")
 
 
 @register(
@@ -106,5 +91,4 @@ class HashingTable(CompressedTable):
         """Hash the ids of hashed tables; keep those of whole tables."""
         if not self.layout.constants:
             return ids
-        salts = self.salts[lookup]
-        return torch.where(salts == 0, ids, hash_to_rows(ids, salts, self.rows[lookup]))
+        return hash_or_keep(ids, self.salts[lookup], self.rows[lookup])

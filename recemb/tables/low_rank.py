@@ -48,8 +48,8 @@ class LowRankConfig(TableConfig):
         more = (self.rank - int(self.rank)) * sum(spec.num_embeddings for spec in specs)
         ranks = [0] * len(specs)
         for index, ids in zip(_smallest_first(specs), _running_ids(specs), strict=True):
-            spec, rank = specs[index], int(self.rank) + (ids <= more)
-            ranks[index] = narrower(spec.num_embeddings, min(rank, spec.embedding_dim), spec.embedding_dim)
+            spec = specs[index]
+            ranks[index] = narrower(spec.num_embeddings, int(self.rank) + (ids <= more), spec.embedding_dim)
         return ranks
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:

@@ -72,16 +72,9 @@ class MixedDimensionConfig(TableConfig):
             raise RecembError(f"table.alpha is {self.alpha}; it must lie between 0 and 1.")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise RecembError(f"table.scale is {self.scale}; it must be a positive number.")
-        if self.wider is not None and self.wider < 0:
-            raise RecembError(f"table.wider is {self.wider}; it must be at least 0.")
         if self.blocks not in BLOCKS:
             raise RecembError(f"table.blocks={self.blocks} is not known; choose one of {', '.join(BLOCKS)}.")
-        if self.least_width < 0:
-            raise RecembError(f"table.least_width is {self.least_width}; it must be at least 0.")
-        if self.num_blocks < 1:
-            raise RecembError(f"table.num_blocks is {self.num_blocks}; it must be at least 1.")
-        if self.threshold < 0:
-            raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
+        self.check_at_least(least_width=0, num_blocks=1, threshold=0, wider=0)
 
     def blocks_of(self, specs: Sequence[TableSpec]) -> list[list[Block]]:
         """Cut each table into blocks; where frequencies are unknown, into one, looked up once in every row of data."""
@@ -104,13 +97,13 @@ class MixedDimensionConfig(TableConfig):
         """Take the least alpha that fits, then scale the widths to the budget."""
         blocks = self.blocks_of(specs)
 
-        def at(alpha: float, scale_steps: int, wider: int | None = None) -> "MixedDimensionConfig":
-            # The bytes rise with the steps, fall with alpha.
-            scale = None if scale_steps == 0 else 2 ** (scale_steps / _SCALE_STEPS)
-            return dataclasses.replace(self, alpha=alpha, scale=scale, wider=wider)
+        def scale_at(steps: int) -> float | None:
+            return None if steps == 0 else 2 ** (steps / _SCALE_STEPS)
 
         def bytes_at(alpha: float, scale_steps: int, wider: int | None = None) -> int:
-            return at(alpha, scale_steps, wider)._layout(specs, blocks).serving_bytes
+            # The bytes rise with the steps, fall with alpha.
+            sized = dataclasses.replace(self, alpha=alpha, scale=scale_at(scale_steps), wider=wider)
+            return sized._layout(specs, blocks).serving_bytes
 
         whole = dataclasses.replace(self, alpha=None, scale=None, wider=None)
         if whole._layout(specs, blocks).serving_bytes <= budget_bytes:
@@ -126,8 +119,7 @@ class MixedDimensionConfig(TableConfig):
         # The next step is too much for whole blocks of ids, of which some have nearly all: take it for some of them.
         ids = sum(spec.num_embeddings for spec in specs if self._cuts(spec))
         wider = largest_within(budget_bytes, lambda n: bytes_at(alpha, steps, n), 0, ids, what)
-        fitted = at(alpha, steps, wider or None)
-        return dataclasses.replace(self, alpha=fitted.alpha, scale=fitted.scale, wider=fitted.wider)
+        return dataclasses.replace(self, alpha=alpha, scale=scale_at(steps), wider=wider or None)
 
     def _layout(self, specs: Sequence[TableSpec], blocks: list[list[Block]]) -> Layout:
         hottest = max(block.popularity for of_spec in blocks for block in of_spec) or 1.0

@@ -13,7 +13,6 @@ Differs from the usual code: hashes are salted by the feature's name, so that ad
 else's rows; tables of at most `threshold` ids keep rows of their own (0 restores the paper's form).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -21,12 +20,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from recemb.budget import largest_within
-from recemb.hashing import hash_to_rows, salt_of
+from recemb.hashing import KEEPS_IDS, hash_or_keep, salt_of
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
-from recemb.tables.sizing import affordable_threshold
+from recemb.tables.sizing import fit_rows
 
 SHARED = "shared"
 """Name of the table that all features share."""
@@ -44,11 +42,10 @@ class MultiplexedConfig(TableConfig):
     def __post_init__(self) -> None:
         if self.rows is not None and not 1 <= self.rows < 2**63:
             raise RecembError(f"table.rows is {self.rows}; it must be at least 1 and below 2**63.")
-        if self.threshold < 0:
-            raise RecembError(f"table.threshold is {self.threshold}; it must be at least 0.")
-        for name, probes in [("probes", self.probes), *((f"probes_of.{k}", n) for k, n in self.probes_of.items())]:
+        self.check_at_least(threshold=0, probes=1)
+        for name, probes in self.probes_of.items():
             if probes < 1:
-                raise RecembError(f"table.{name} is {probes}; it must be at least 1.")
+                raise RecembError(f"table.probes_of.{name} is {probes}; it must be at least 1.")
 
     def layout(self, specs: Sequence[TableSpec]) -> Layout:
         """Hold the shared table, and one for each logical table that does not take part."""
@@ -69,8 +66,7 @@ class MultiplexedConfig(TableConfig):
                 salts += [salt_of(spec.name, probe) for probe in range(count)]
             else:
                 lookups.append([len(tables)])
-                # An own table is looked up by the id itself, which a salt of 0 stands for.
-                salts.append(0)
+                salts.append(KEEPS_IDS)
                 tables.append(PhysicalTable(spec.name, spec.num_embeddings, dims[len(lookups) - 1], spec.init_std))
         return Layout(
             tables=tables,
@@ -81,17 +77,8 @@ class MultiplexedConfig(TableConfig):
 
     def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
         """Give the shared table what the tables beside it leave."""
-        whole = dataclasses.replace(self, rows=None)
-        if whole.layout(specs).serving_bytes <= budget_bytes:
-            return whole
-
-        def bytes_at(rows: int, threshold: int) -> int:
-            return dataclasses.replace(self, rows=rows, threshold=threshold).layout(specs).serving_bytes
-
-        threshold = affordable_threshold(specs, self.threshold, budget_bytes, lambda t: bytes_at(1, t))
-        most = max(1, sum(spec.num_embeddings * self.probes_of.get(spec.name, self.probes) for spec in specs))
-        rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, "table=multiplexed")
-        return dataclasses.replace(self, rows=rows, threshold=threshold)
+        most = sum(spec.num_embeddings * self.probes_of.get(spec.name, self.probes) for spec in specs)
+        return fit_rows(self, specs, budget_bytes, most, "table=multiplexed")
 
     def _shares(self, spec: TableSpec) -> bool:
         return spec.raw_ids or (self.rows is not None and spec.num_embeddings > self.threshold)
@@ -145,10 +132,4 @@ class MultiplexedTable(CompressedTable):
         """Hash the ids of features that share; keep those of own tables."""
         if not self.layout.constants:
             return ids
-        salts = self.salts[lookup]
-        hashed = hash_to_rows(ids, salts, self.rows)
-        return hashed if self._all_share else torch.where(salts == 0, ids, hashed)
-
-    @property
-    def _all_share(self) -> bool:
-        return len(self.layout.tables) == 1
+        return hash_or_keep(ids, self.salts[lookup], self.rows)

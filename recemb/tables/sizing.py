@@ -1,11 +1,52 @@
-"""What several methods share when they choose sizes: which tables are too small to be worth compressing."""
+"""What several methods share when they choose sizes: small tables stay whole, the others get the rows that are left."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from recemb.tables.base import TableSpec
+from recemb.budget import largest_within
+from recemb.tables.base import TableConfig, TableSpec
+
+_Config = TypeVar("_Config", bound=TableConfig)
 
 
-def affordable_threshold(
+def fit_rows(config: _Config, specs: Sequence[TableSpec], budget_bytes: int, most: int, what: str) -> _Config:
+    """Choose the `rows` and the `threshold` of a config for a budget.
+
+    Tables of at most `threshold` ids stay whole while they take no more than half of the budget; where they would take
+    more, the threshold is lowered.
+
+    Args:
+        config: has the options `rows`, which sizes what is compressed, None for nothing, and `threshold`.
+        specs: the logical tables.
+        budget_bytes: the budget, in bytes.
+        most: the largest `rows` that makes sense.
+        what: the method, for the error.
+
+    Returns:
+        A copy with both set; with `rows` None where the budget pays for whole tables.
+
+    Raises:
+        RecembError: no rows fit; the sentence names the least possible budget.
+    """
+
+    def with_options(**options: Any) -> _Config:
+        return dataclasses.replace(config, **options)
+
+    whole = with_options(rows=None)
+    if whole.layout(specs).serving_bytes <= budget_bytes:
+        return whole
+
+    def bytes_at(rows: int, threshold: int) -> int:
+        return with_options(rows=rows, threshold=threshold).layout(specs).serving_bytes
+
+    wanted: int = config.threshold  # type: ignore[attr-defined]
+    threshold = _affordable_threshold(specs, wanted, budget_bytes, lambda t: bytes_at(1, t))
+    rows = largest_within(budget_bytes, lambda n: bytes_at(n, threshold), 1, most, what)
+    return with_options(rows=rows, threshold=threshold)
+
+
+def _affordable_threshold(
     specs: Sequence[TableSpec], threshold: int, budget_bytes: int, least_bytes: Callable[[int], int]
 ) -> int:
     """Lower a threshold, below which tables stay whole, until a budget can pay for them.

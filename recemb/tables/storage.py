@@ -200,7 +200,10 @@ class FusedTables(nn.Module):
             first.append(stored[kernel][0])
             stored[kernel] = (first[-1] - (-table.rows // several), table.dim * several)
         self.widths = [tables[index].dim for index in lookup_tables]
-        self._kernel_of_lookup = [kernels[index] for index in lookup_tables]
+        kernel_of_lookup = [kernels[index] for index in lookup_tables]
+        self._lookups_of_kernel = [
+            [lookup for lookup, one in enumerate(kernel_of_lookup) if one == kernel] for kernel in range(len(stored))
+        ]
         self._stored_widths = [width for _, width in stored]
         self._packs = max(lanes) > 1
         # Rows of different widths that are looked up one by one are differently many: a kernel for each width.
@@ -209,7 +212,7 @@ class FusedTables(nn.Module):
         self._batched = [
             SplitTableBatchedEmbeddingBagsCodegen(
                 [(*shape, *where) for shape in shapes],
-                feature_table_map=[0] if by_value else self._kernel_of_lookup,
+                feature_table_map=[0] if by_value else kernel_of_lookup,
                 device=device,
                 bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
                 **optimizer.kwargs(),
@@ -243,8 +246,7 @@ class FusedTables(nn.Module):
         rows = rows + self._first.repeat_interleave(repeats)
         found: list[Tensor] = []
         start = 0
-        for kernel, batched in enumerate(self._batched):
-            here = [index for index, one in enumerate(self._kernel_of_lookup) if one == kernel]
+        for kernel, (batched, here) in enumerate(zip(self._batched, self._lookups_of_kernel, strict=True)):
             of_lookups = [counts[index] for index in here]
             stop = start + sum(of_lookups)
             offsets = torch.arange(stop - start + 1, device=rows.device)
