@@ -80,7 +80,8 @@ def _train_job(composed: Any) -> None:
     if job.mode == RunMode.MULTIRUN:
         print(f"\n[{int(job.job.num) + 1}{_of_jobs_in_sweep(job)}] {' '.join(overrides)}", file=sys.stderr)
     config = to_run_config(composed)
-    command = shlex.join(["recemb", "train", *overrides])
+    # A command that repeats the run does not go on with it.
+    command = shlex.join(["recemb", "train", *(one for one in overrides if not one.startswith("resume="))])
     record = train(config, folder, command, _asked_of_data(overrides))
     test = record["metrics"]["test"]
     print(

@@ -35,8 +35,13 @@ class RunConfig:
     budget: Any = option(None, _BUDGET_HELP)
     seed: int = option(0, "seed of the initial weights and the order of the rows")
     overwrite: bool = option(False, "replace a completed run in the same folder")
+    resume: bool = option(
+        False, "go on with an unfinished run in the same folder after its last finished stage; leave a completed one"
+    )
 
     def __post_init__(self) -> None:
+        if self.overwrite and self.resume:
+            raise RecembError("overwrite=true and resume=true contradict each other; give one of them.")
         if self.budget is not None:
             parse_budget(self.budget, 1 << 62)  # an unreadable budget is told before any data is looked at
         if not 0 <= self.seed < 2**63:

@@ -43,6 +43,7 @@ VARIANTS = [Variant(method.name, method.name) for method in list_tables()] + [
     Variant("compositional-path", "compositional", {"combine": "path", "hidden": 1}),
     Variant("compositional-radix3", "compositional", {"scheme": "mixed_radix", "partitions": 3}),
     Variant("compositional-chinese", "compositional", {"scheme": "chinese_remainder", "partitions": 3}),
+    Variant("magnitude-shared", "magnitude", {"pruned": "shared"}),
     Variant("multiplexed-plain", "multiplexed", {"threshold": 0}),
     Variant("multiplexed-probes", "multiplexed", {"probes": 2}, divides=2),
 ]

@@ -51,13 +51,17 @@ def vector_of(
     method, layout = tables.method, tables.method.layout
     first = sum(map(len, layout.lookups[:index]))
     if layout.alternatives:
-        lookup, row = method.route(one, torch.tensor([index]))
-        table = layout.lookups[index][int(lookup) - first]
-        assert 0 <= int(row) < layout.tables[table].rows
-        return method.widen(weights[table][row], int(lookup))
+        table, row = method.route(one, torch.tensor([index]))
+        if method.drops_ids and int(row) == -1:
+            return torch.zeros(1, layout.dims[index])
+        assert int(table) in layout.lookups[index]
+        assert 0 <= int(row) < layout.tables[int(table)].rows
+        return method.widen(weights[int(table)][row], int(table), row)
     rows = []
     for position, table in enumerate(layout.lookups[index]):
         row = method.remap(one, torch.tensor([first + position]))
+        if method.drops_ids and int(row) == -1:
+            return torch.zeros(1, layout.dims[index])
         assert 0 <= int(row) < layout.tables[table].rows
         rows.append(weights[table][row])
     return method.combine(rows, index)
@@ -346,7 +350,7 @@ def test_an_id_is_64_bits_wide(method: Variant):
         rows = table.remap(ids, torch.full_like(ids, position))
         alone = [int(table.remap(one.view(1), torch.tensor([position]))) for one in ids]
         assert rows.tolist() == alone
-        assert int(rows.min()) >= 0
+        assert int(rows.min()) >= (-1 if table.drops_ids else 0)
         assert int(rows.max()) < table.layout.tables[index].rows
     assert table.layout.serving_bytes <= total_full_bytes(specs) // 5
 

@@ -38,8 +38,7 @@ def keys_of(method: CompressedTable, spec: TableSpec, index: int) -> Tensor:
     first = sum(map(len, layout.lookups[:index]))
     begins = torch.tensor([0, *(table.rows for table in layout.tables)]).cumsum(0)
     if layout.alternatives:
-        lookup, rows = method.route(ids, torch.full_like(ids, index))
-        tables = torch.tensor(layout.lookups[index])[lookup - first]
+        tables, rows = method.route(ids, torch.full_like(ids, index))
         return (begins[tables] + rows).unsqueeze(1)
     columns = [
         begins[table] + method.remap(ids, torch.full_like(ids, first + position))

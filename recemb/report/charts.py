@@ -4,16 +4,19 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
 from recemb.budget import format_bytes
 from recemb.report.figure import draw
 from recemb.report.grouping import Point, Section
+from recemb.report.kept_figure import draw_kept
+from recemb.report.structure import Structure
 from recemb.report.styles import INK, MUTED, PICTURE, PIXELS, TITLES, Layout, Style
 from recemb.report.words import kept_share, seeds, times_smaller, with_spread
 
@@ -30,12 +33,10 @@ def svg_chart(section: Section, metric: str, layout: Layout, styles: Mapping[str
         styles: of every series, see `styles_for`.
     """
     prefix = f"{section.anchor}-{metric}-{layout.name}"
-    text = _slim(_svg(section, metric, layout, styles, prefix))
+    text = _slim(_svg(lambda: draw(section, metric, layout, styles), prefix))
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="#|url\(#)(?!point-)', rf"\1{prefix}-", text)
-    label = html.escape(f"{TITLES[metric]} against serving bytes, {section.name}", quote=True)
-    viewbox, *_ = re.findall(r'viewBox="[^"]+"', text)  # the first is the drawing's, others are in somebody's names
-    text = f'<svg {viewbox} role="group" aria-label="{label}">{text[text.index(">") + 1 :]}'
+    text = _named(text, "group", f"{TITLES[metric]} against serving bytes, {section.name}")
     tips = {point.anchor: html.escape(f"{point.label}: {_tip(point, metric)}") for point in section.points}
 
     def link(found: re.Match[str]) -> str:
@@ -51,6 +52,18 @@ def svg_chart(section: Section, metric: str, layout: Layout, styles: Mapping[str
     )
 
 
+def svg_of_kept(structure: Structure, style: Style, name: str) -> str:
+    """Draw what pruning kept as an `<svg>` element for a page; `name` says of what."""
+    text = _slim(_svg(lambda: draw_kept(structure, style), name))
+    return _named(text, "img", f"What {name} keeps of each feature: the table says it in numbers")
+
+
+def _named(text: str, role: str, name: str) -> str:
+    """Put a name that screen readers read in place of the size in inches."""
+    viewbox, *_ = re.findall(r'viewBox="[^"]+"', text)  # the first is the drawing's, others are in somebody's names
+    return f'<svg {viewbox} role="{role}" aria-label="{html.escape(name, quote=True)}">{text[text.index(">") + 1 :]}'
+
+
 def _slim(text: str) -> str:
     """Leave out of an SVG document what it does not need inside of a page."""
     text = text[text.index("<svg") :].replace(f" font-family: {FONTS};", "")  # the page's own fonts
@@ -58,6 +71,7 @@ def _slim(text: str) -> str:
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r"\n\s+", "\n", text)
+    text = re.sub(r"<g>\n(<text [^>]*>[^<]*</text>)\n</g>", r"\1", text)
     return re.sub(r"<g */>\n?", "", text)
 
 
@@ -85,7 +99,8 @@ def picture(section: Section, styles: Mapping[str, Style]) -> tuple[bytes, bytes
         draw(section, "auc", PICTURE, styles, links=False).savefig(
             buffer, format="png", dpi=2 * PIXELS, metadata={"Software": None}
         )
-    return buffer.getvalue(), _svg(section, "auc", PICTURE, styles, section.anchor, links=False).encode()
+    svg = _svg(lambda: draw(section, "auc", PICTURE, styles, links=False), section.anchor)
+    return buffer.getvalue(), svg.encode()
 
 
 def _tip(point: Point, metric: str) -> str:
@@ -95,13 +110,11 @@ def _tip(point: Point, metric: str) -> str:
     return f"{name} {with_spread(getattr(point, metric))}, {seeds(point.auc)}, {size}{share}"
 
 
-def _svg(
-    section: Section, metric: str, layout: Layout, styles: Mapping[str, Style], salt: str, links: bool = True
-) -> str:
+def _svg(make: Callable[[], Figure], salt: str) -> str:
     with _drawing(salt):
         buffer = io.StringIO()
         nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        draw(section, metric, layout, styles, links).savefig(buffer, format="svg", metadata=nameless)
+        make().savefig(buffer, format="svg", metadata=nameless)
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     return text.replace("'DejaVu Sans'", FONTS)
 

@@ -11,10 +11,13 @@ from markupsafe import Markup
 
 from recemb.budget import format_bytes
 from recemb.report import words
-from recemb.report.charts import svg_chart, svg_mark
+from recemb.report.charts import svg_chart, svg_mark, svg_of_kept
 from recemb.report.grouping import Point, Section
+from recemb.report.kept_figure import MOST_FEATURES
 from recemb.report.records import LeftOut
+from recemb.report.structure import mean_stages, mean_structure
 from recemb.report.styles import NARROW, WIDE, Style
+from recemb.report.values import label
 
 _HERE = Path(__file__).parent
 _MOST_PARTS = 6  # columns of parts in the table; the smallest share one column beyond that
@@ -41,6 +44,7 @@ def render_page(
     )
     environment.globals["words"] = words
     environment.globals["format_bytes"] = format_bytes
+    environment.globals["label"] = label
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         title=title or DEFAULT_TITLE,
@@ -66,6 +70,26 @@ def _section(section: Section, styles: Mapping[str, Style]) -> dict[str, Any]:
         },
         "parts": parts,
         "rows": [_row(section, point, parts, styles[point.series]) for point in section.points],
+        "pruned": [kept for point in section.points if (kept := _kept(point, styles[point.series]))],
+    }
+
+
+def _kept(point: Point, style: Style) -> dict[str, Any] | None:
+    """Gather what pruning kept at a point, a mean over the runs that say so; None where none does."""
+    structures = [run.structure for run in point.runs if run.structure]
+    structure = mean_structure(structures)
+    if structure is None:
+        return None
+    return {
+        "point": point,
+        "mark": Markup(svg_mark(style)),
+        "sentence": words.what_was_kept(structure),
+        "circumstances": words.how_it_was_pruned(structure, len(structures)),
+        "tables": structure.per_table,
+        "widths": words.aligned([kept.width if kept.kept else None for kept in structure.per_table.values()]),
+        "drawn": MOST_FEATURES,
+        "drawing": Markup(svg_of_kept(structure, style, point.label)),
+        "stages": mean_stages([run.stages for run in point.runs]),
     }
 
 

@@ -24,6 +24,24 @@ The schema, version 1 (`null` or an absent key where something is not known):
     seconds      wall time of the run
     config       the whole nested config, {"table": {...}, ...}, the table's sizes set
     asked_table  the table's options as they were before a budget set its sizes
+    structure    what pruning left, absent for other methods
+                 {"unit": "row" | "entry",              whole rows and columns were removed, or single entries
+                  "pruned_ids": "zero" | "shared",      ids without a row read the zero vector, or the row of
+                                                        unknown values
+                  "map": "bitmap" | "keys8" | ...,      form of the map from ids to rows
+                  "per_table": {"C1": {"ids": int,      ids of the feature
+                                       "kept": int,     ids that keep a row of their own
+                                       "width": float,  floats of a kept row, the mean where rows differ
+                                       "dim": int,      floats of a row of the full table
+                                       "cells": float   share of the training cells whose id keeps a row, may be null
+                                      }, ...}}
+    stages       what the run did one after another, absent for methods that train once
+                 [{"name": "supernet", "seconds": float, "training": {...}, "valid": {...}},   as above
+                  {"name": "search", "seconds": float, "evaluated": int, "rounds": int,
+                   "best": float,                       best validation AUC
+                   "history": [[int, float], ...],      evaluations so far, best validation AUC so far
+                   "widths": {"C1": int, ...}},         floats of a row, of the best; not read here
+                  {"name": "retrain", ...}]             like "supernet"
     versions     {"torch": "2.13.0+cpu", ...}
     dataset_fingerprint   equal only for identical prepared data
     started      ISO 8601 time
@@ -33,9 +51,7 @@ surrogates, no infinite numbers), so that the writers of HTML, SVG, CSV and Parq
 """
 
 import json
-import math
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +59,11 @@ from typing import Any, NamedTuple
 
 from recemb.options import RecembError
 from recemb.record import RECORD, SCHEMA
+from recemb.report import values
+from recemb.report.structure import Stage, Structure, read_stages, read_structure
+from recemb.report.values import HIGHEST_INTEGER
 
-LONGEST_NAME = 120  # characters of a name that is a heading, a label or a table cell
 HIGHEST_LOGLOSS = 1000.0  # -log of the smallest float64 is 745: more than this is not a mean of log losses
-HIGHEST_INTEGER = 2**63 - 1  # what Parquet's int64 holds
 
 
 class LeftOut(NamedTuple):
@@ -74,10 +91,7 @@ class Record:
 
     def value(self, *path: str) -> Any:
         """Look up a nested key, None where any step is missing."""
-        found: Any = self.data
-        for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
+        return values.at(self.data, *path)
 
     def text(self, *path: str) -> str:
         """Look up a text, '' where it is missing or not a text."""
@@ -86,23 +100,21 @@ class Record:
 
     def label(self, *path: str) -> str:
         """Look up a text as one short line, fit for a heading."""
-        line = " ".join(self.text(*path).split())
-        return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+        return values.label(self.value(*path))
 
     def number(self, *path: str) -> float | None:
         """Look up a finite number."""
-        found = self.value(*path)
-        return float(found) if _is_number(found) else None
+        return values.number(self.value(*path))
 
     def whole(self, *path: str) -> int | None:
         """Look up a whole number."""
-        found = self.value(*path)
-        return int(found) if _is_whole(found) else None
+        return values.whole(self.value(*path))
 
     def wholes(self, *path: str) -> dict[str, int]:
         """Look up a mapping of names to whole numbers, without the entries that are something else."""
         found = self.value(*path)
-        return {key: int(n) for key, n in found.items() if _is_whole(n)} if isinstance(found, dict) else {}
+        items = found.items() if isinstance(found, dict) else ()
+        return {key: count for key, value in items if (count := values.whole(value)) is not None}
 
     @property
     def status(self) -> str:
@@ -136,6 +148,8 @@ class Run:
     rows: dict[str, int]
     positive_rate: float | None
     rows_per_second: float | None
+    structure: Structure | None
+    stages: tuple[Stage, ...]
     config: dict[str, Any]
     asked: dict[str, Any]
 
@@ -170,7 +184,7 @@ def read_record(file: Path, name: str) -> Record:
     try:
         if not file.is_file():  # a pipe or a device would block for ever
             return Record(name, {}, f"{RECORD} is not a regular file")
-        data = _clean(json.loads(file.read_text(encoding="utf-8")))
+        data = values.clean(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
         return Record(name, {}, f"{RECORD} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
@@ -225,6 +239,8 @@ def check(record: Record) -> Run | LeftOut:
         rows=record.wholes("data", "rows"),
         positive_rate=record.number("data", "positive_rate", "test"),
         rows_per_second=record.number("throughput", "train_rows_per_second"),
+        structure=read_structure(record.value("structure")),
+        stages=read_stages(record.value("stages")),
         config=config,
         asked=config | {"table": asked_table} if isinstance(asked_table, dict) and config else config,
     )
@@ -277,32 +293,4 @@ def _scores(record: Record, *path: str) -> Scores | None:
 
 def _name_of(folder: Path, root: Path) -> str:
     relative = folder.relative_to(root).as_posix()
-    return _clean(folder.name if relative == "." else relative)
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number that a column of results can hold."""
-    return _is_number(value) and value == int(value) and abs(int(value)) <= HIGHEST_INTEGER
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _clean(value: Any) -> Any:
-    """Drop what a writer would choke on: infinite and huge numbers, control characters, lone surrogates."""
-    match value:
-        case dict():
-            return {_clean(key): _clean(item) for key, item in value.items()}
-        case list():
-            return [_clean(item) for item in value]
-        case str():
-            return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in value)
-        case float() if not math.isfinite(value):
-            return None
-        case int() if abs(value) > HIGHEST_INTEGER:
-            return None
-    return value
-
-
-_UNPRINTABLE = {"Cc", "Cs", "Cn"}  # control, lone surrogate, and the noncharacters that XML forbids
+    return values.clean(folder.name if relative == "." else relative)

@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from recemb.report.records import Record
+from recemb.report.structure import read_stages, read_structure
+from recemb.report.values import whole
 
-# Column, its pandas type, and where in a record it stands. The order and the names are the file's interface.
+# Column, its pandas type, and where in a record it stands, nowhere where it is computed. The order and the names are
+# the file's interface.
 _PLACES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("dataset", "string", ("dataset",)),
     ("protocol", "string", ("data", "protocol")),
@@ -19,6 +22,7 @@ _PLACES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("budget", "string", ("budget",)),
     ("kept", "Float64", ("kept",)),
     ("times_smaller", "Float64", ()),
+    ("ids_kept", "Float64", ()),
     ("seed", "Int64", ("seed",)),
     *(
         (f"{split}_{metric}", "Float64", ("metrics", split, metric))
@@ -40,6 +44,7 @@ _PLACES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("best_step", "Int64", ("training", "best_step")),
     ("stopped", "string", ("training", "stopped")),
     ("seconds", "Float64", ("seconds",)),
+    ("search_evaluations", "Int64", ()),
     ("train_rows_per_second", "Float64", ("throughput", "train_rows_per_second")),
     ("started", "string", ("started",)),
     ("command", "string", ("command",)),
@@ -81,6 +86,10 @@ def _row(record: Record, left_out: str | None) -> dict[str, Any]:
         row[name] = _cell(record, kind, place)
     kept = row["kept"]
     row["times_smaller"] = 1 / kept if kept and kept > 0 else None
+    structure = read_structure(record.value("structure"))
+    row["ids_kept"] = structure.share if structure else None
+    evaluated = [stage.evaluated for stage in read_stages(record.value("stages")) if stage.evaluated is not None]
+    row["search_evaluations"] = whole(sum(evaluated)) if evaluated else None
     return row
 
 

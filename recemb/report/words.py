@@ -6,6 +6,7 @@ from recemb.budget import format_bytes
 from recemb.report.grouping import FULL, Point, Section
 from recemb.report.records import LeftOut
 from recemb.report.statistics import Difference, Spread, auc_standard_error
+from recemb.report.structure import Stage, Structure
 
 NONE = "–"
 
@@ -26,6 +27,40 @@ def kept_share(kept: float | None) -> str:
 def score(value: float | None) -> str:
     """Write an AUC or a logloss: "0.7891"."""
     return NONE if value is None else f"{value:.4f}"
+
+
+def percent(share: float | None) -> str:
+    """Write a share as "12.3%", never as none or all where it is neither."""
+    if share is None:
+        return NONE
+    if share in (0, 1):
+        return f"{share:.0%}"
+    if share < 0.0001:
+        return "<0.01%"
+    return ">99.9%" if share > 0.9995 else f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"
+
+
+def few_digits(value: float) -> str:
+    """Write a count or a mean of counts: "1,460", "10.5", "16"."""
+    if 0 < value < 0.05:
+        return "<0.1"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0")
+
+
+def aligned(column: Sequence[float | None]) -> list[str]:
+    """Write the numbers of a column with as many decimals each: none where all are whole or one is large."""
+    known = [value for value in column if value is not None]
+    decimals = 0 if all(value == round(value) for value in known) or max(known) >= 100 else 1
+    return [NONE if value is None else f"{value:,.{decimals}f}" for value in column]
+
+
+def rounded(count: float) -> str:
+    """Write a count in little room: "432", "4.7k", "905k", "1.5M"."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if count < 999.5:
+            return f"{count:.1f}{unit}" if unit and count < 9.95 else f"{count:.0f}{unit}"
+        count /= 1000
+    return f"{count:.0f}E"
 
 
 def with_spread(value: Spread) -> str:
@@ -76,6 +111,61 @@ def findings(section: Section) -> list[str]:
             f"and logloss {score(section.ceiling.logloss)}."
         )
     return [line for line in lines if line]
+
+
+def what_was_kept(structure: Structure) -> str:
+    """Say in a sentence how much pruning left of the tables."""
+    parts = [f"{percent(structure.share)} of {few_digits(structure.ids)} ids keep a row"]
+    if structure.cells is not None:
+        parts.append(f", which cover {percent(structure.cells)} of a feature's training cells on average")
+    with_rows = [kept for kept in structure.per_table.values() if kept.kept]
+    if with_rows:
+        dims = _range([kept.dim for kept in with_rows])
+        whole = all(kept.width == kept.dim for kept in with_rows)
+        parts.append(
+            f"; rows keep {'all' if whole else _range([kept.width for kept in with_rows]) + ' of'} {dims} floats"
+        )
+    return "".join(parts) + "."
+
+
+def how_it_was_pruned(structure: Structure, runs: int) -> str:
+    """Say in short sentences what was removed, what takes its place, and over how many runs the means are."""
+    lines = [
+        _PRUNING.get(structure.unit),
+        _PRUNED_IDS.get(structure.pruned_ids),
+        f"Map from ids to rows: {structure.map}" if structure.map else None,
+        f"Means over {runs} seeds" if runs > 1 else "One seed",
+    ]
+    return " ".join(f"{line}." for line in lines if line)
+
+
+_PRUNING = {"row": "Whole rows and columns were removed", "entry": "Single entries were removed"}
+_PRUNED_IDS = {
+    "zero": "Pruned ids read the zero vector",
+    "shared": "Pruned ids share the row of unknown values",
+}
+
+
+def what_a_stage_did(stage: Stage) -> str:
+    """Say what a stage came to: "best at step 700 of 782, validation AUC 0.7660", "612 candidates in 30 rounds"."""
+    parts = []
+    if stage.best_step is not None:
+        parts.append(f"best at step {stage.best_step:,.0f} of {stage.steps:,.0f}")
+    elif stage.steps is not None:
+        parts.append(plural(round(stage.steps), "step"))
+    if stage.evaluated is not None:
+        rounds = "" if stage.rounds is None else f" in {plural(round(stage.rounds), 'round')}"
+        parts.append(f"{plural(round(stage.evaluated), 'candidate')}{rounds}")
+    if stage.best_after is not None:
+        parts.append(f"the best found after {stage.best_after:,.0f}")
+    if stage.valid_auc is not None:
+        parts.append(f"validation AUC {score(stage.valid_auc)}")
+    return ", ".join(parts) or NONE
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = few_digits(min(values)), few_digits(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def seeds(value: Spread) -> str:

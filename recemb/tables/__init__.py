@@ -8,4 +8,7 @@ from recemb.tables import (  # noqa: F401 - importing a method registers it; the
     mixed_dimension,
     compositional,
     multiplexed,
+    optembed,
+    pep,
+    magnitude,
 )

@@ -213,16 +213,20 @@ class CompressedTable(nn.Module):
     Args:
         config: the method's options, sizes set.
         specs: the logical tables.
+        layout: what is held; the config's own layout when not given.
     """
 
     takes_raw_ids: ClassVar[bool] = False
     """True when any 64-bit integer is an id, so that no vocabulary is needed."""
 
-    def __init__(self, config: Any, specs: Sequence[TableSpec]) -> None:
+    gates: ClassVar[bool] = False
+    """True when vectors pass through `gate` before bags are pooled."""
+
+    def __init__(self, config: Any, specs: Sequence[TableSpec], layout: Layout | None = None) -> None:
         super().__init__()
         self.config = config
         self.specs = list(specs)
-        self.layout: Layout = config.layout(specs)
+        self.layout: Layout = layout or config.layout(specs)
         for name, tensor in self.layout.constants.items():
             self.register_buffer(name, tensor)
         for parameter in self.layout.parameters:
@@ -243,6 +247,11 @@ class CompressedTable(nn.Module):
         """Whether combine treats all columns of rows alike, so that one call serves several tables side by side."""
         return False
 
+    @property
+    def drops_ids(self) -> bool:
+        """Whether `remap` or `route` gives -1 for ids that have no row, whose vector is zero."""
+        return False
+
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """Turn ids into row numbers of the physical table that each lookup reads.
 
@@ -254,7 +263,7 @@ class CompressedTable(nn.Module):
                 of a shape that broadcasts against `ids`: (N,) or (L, 1).
 
         Returns:
-            int64 row numbers of the shape of `ids`.
+            int64 row numbers of the shape of `ids`; -1 where an id has no row, if the method `drops_ids`.
         """
         raise NotImplementedError(f"{type(self).__name__} must turn ids into row numbers.")
 
@@ -271,28 +280,62 @@ class CompressedTable(nn.Module):
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def route(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose for each id the one lookup that it reads; only for layouts whose lookups are alternatives.
+        """Choose for each id the one physical table that it reads; only for layouts whose lookups are alternatives.
 
         Args:
             ids: (N,) int64.
             spec: (N,) int64, the logical table of each id.
 
         Returns:
-            (N,) int64 lookups, an index into the layout's lookups read left to right, and (N,) int64 row numbers.
+            (N,) int64, which of the layout's tables an id reads, and (N,) int64 row numbers of it, -1 as in `remap`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say which lookup an id reads.")
+        raise NotImplementedError(f"{type(self).__name__} must say which table an id reads.")
 
-    def widen(self, rows: Tensor, lookup: int) -> Tensor:
-        """Make the vectors of ids that read one lookup; only for layouts whose lookups are alternatives.
+    def widen(self, rows: Tensor, table: int, numbers: Tensor) -> Tensor:
+        """Make vectors of the rows of one physical table; only for layouts whose lookups are alternatives.
 
         Args:
             rows: (N, d).
-            lookup: an index into the layout's lookups read left to right.
+            table: which of the layout's tables they are from.
+            numbers: (N,) int64, which rows they are.
 
         Returns:
             (N, D).
         """
         return rows
+
+    def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
+        """Mask the vectors of single ids of all tables at once; only for tables that `gates`.
+
+        Args:
+            vectors: (..., D), before bags are pooled.
+            ids: (...) int64.
+            spec: int64, the logical table of each id; of a shape that broadcasts against `ids`.
+
+        Returns:
+            (..., D).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must mask vectors.")
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Optimizers of parameters that the dense optimizer shall leave alone; stepped and scheduled beside it."""
+        return []
+
+    def penalty(self) -> Tensor | None:
+        """Give what the loss of a training step adds for the table's own sake, a scalar."""
+        return None
+
+    def after_step(self, weights: Sequence[Tensor], epochs: float) -> None:
+        """Do what is due after a training step.
+
+        Args:
+            weights: the physical tables' weights, in the layout's order; not to be changed.
+            epochs: how many passes over the training rows are done.
+        """
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers worth watching in training, by name."""
+        return {}
 
 
 def init_uniform_(weight: Tensor, std: float, name: str, seed: int) -> None:

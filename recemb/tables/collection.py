@@ -41,7 +41,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
     Args:
         specs: the logical tables.
-        config: the method and its sizes.
+        config: the method and its sizes, or a module of a method made for these tables.
         optimizer: hold the rows in FBGEMM's fused tables under this optimizer; None keeps ordinary parameters, which
             autograd and any torch optimizer can see.
         seed: fixes the initial weights; two collections of one seed are equal.
@@ -64,7 +64,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
     def __init__(
         self,
         specs: Sequence[TableSpec],
-        config: TableConfig,
+        config: TableConfig | CompressedTable,
         *,
         optimizer: FusedOptimizer | None = None,
         seed: int = 0,
@@ -79,7 +79,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._place: Tensor
         _check_names(specs)
         self.specs = list(specs)
-        self.method: CompressedTable = create_table(config, specs).to(device)
+        method = config if isinstance(config, CompressedTable) else create_table(config, specs)
+        self.method: CompressedTable = method.to(device)
         layout = self.method.layout
         self._features = [name for spec in specs for name in spec.feature_names]
         self._spec_of_feature = [index for index, spec in enumerate(specs) for _ in spec.feature_names]
@@ -88,12 +89,16 @@ class CompressedEmbeddingBagCollection(nn.Module):
         packed = optimizer is not None and any(lanes_of(table.dim) > 1 for table in layout.tables)
         # Whether rows are needed id by id: to choose among them, to pick them out of stored rows, or to combine them
         # before their bags are pooled.
-        self._by_value = layout.alternatives or packed or not (self._single or self.method.pooling_commutes)
-        # Where every id reads one of the lookups, features that share a table share its lookups.
-        readers = range(len(specs)) if layout.alternatives else self._spec_of_feature
+        self._by_value = layout.alternatives or packed or method.gates or not (self._single or method.pooling_commutes)
+        readers = self._spec_of_feature
         self._runs = self._find_runs([[layout.tables[t].dim for t in layout.lookups[spec]] for spec in readers])
-        lookups = sorted(_lookups(layout.lookups, readers), key=self._order_of(layout.tables))
-        # For each feature (or table) the places of its lookups, in the order that combine takes them.
+        if layout.alternatives:
+            # Every id reads one of the tables, whatever its feature: each table is looked up once.
+            found = [_Lookup(0, table, table, table) for table in range(len(layout.tables))]
+        else:
+            found = list(_lookups(layout.lookups, readers))
+        lookups = sorted(found, key=self._order_of(layout.tables))
+        # For each feature the places of its lookups, in the order that combine takes them.
         self._places = [
             sorted((i for i, one in enumerate(lookups) if one.reader == reader), key=lambda i: lookups[i].in_layout)
             for reader in range(len(readers))
@@ -116,7 +121,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             ("_most", [_most_id(specs[index]) for index in self._spec_of_feature]),
             ("_permutation", [one.reader for one in lookups]),
             ("_spec", self._spec_of_feature),
-            ("_place", [in_layout.index(lookup) for lookup in range(sum(map(len, layout.lookups)))]),
+            ("_place", [in_layout.index(table) for table in range(len(layout.tables))] if layout.alternatives else []),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
@@ -124,8 +129,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
     def _start(self, layout: Layout, seed: int) -> None:
         """Give all weights the values that training starts from."""
-        for table in layout.tables:
-            weight = self.tables.get_parameter(f"embedding_bags.{table.name}.weight")
+        for table, weight in zip(layout.tables, self.weights, strict=True):
             init_uniform_(weight.data, table.init_std, table.name, seed)
         for parameter in layout.parameters:
             init_orthogonal_(self.method.get_parameter(parameter.name), parameter.init_std, parameter.name, seed)
@@ -174,6 +178,12 @@ class CompressedEmbeddingBagCollection(nn.Module):
         """Serving bytes over the bytes of the full fp32 tables."""
         return self.method.layout.serving_bytes / total_full_bytes(self.specs)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The physical tables' weights (rows, width), in the layout's order."""
+        names = [table.name for table in self.method.layout.tables]
+        return [self.tables.get_parameter(f"embedding_bags.{name}.weight") for name in names]
+
     def serving_tensors(self) -> dict[str, Tensor]:
         """Give every tensor that serving the tables needs, by name."""
         return {f"tables.{name}": tensor for name, tensor in self.tables.state_dict().items()} | {
@@ -196,6 +206,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._check_ids(ids, lengths, uniform)
         if self.method.layout.alternatives:
             return self._keyed(self._look_up_alternatives(ids.flatten(), lengths))
+        if self.method.gates:
+            return self._keyed(self._look_up_gated(ids, lengths, uniform))
         if not self._one_lookup_each:
             if uniform:
                 ids, lengths = ids[self._permutation], lengths[self._permutation]
@@ -203,7 +215,11 @@ class CompressedEmbeddingBagCollection(nn.Module):
                 lengths, ids, _ = torch.ops.fbgemm.permute_2D_sparse_data(self._permutation.int(), lengths, ids)
         # Which lookup each id belongs to: a column that broadcasts, or one entry an id.
         lookup = self._in_layout.unsqueeze(1) if uniform else self._in_layout.repeat_interleave(lengths.sum(dim=1))
-        rows = self.method.remap(ids, lookup).flatten()
+        rows = self.method.remap(ids, lookup)
+        if self.method.drops_ids:
+            rows, lengths = _without_missing(rows, lengths)
+            uniform = False
+        rows = rows.flatten()
         look_up = self._look_up_values if self._by_value else self._look_up_bags
         return self._keyed(look_up(rows, lengths, uniform))
 
@@ -252,23 +268,45 @@ class CompressedEmbeddingBagCollection(nn.Module):
             (B, sum of the features' widths).
         """
         features, bags = lengths.shape
-        lookup, rows = self.method.route(ids, self._spec.repeat_interleave(lengths.sum(dim=1)))
-        place, order = torch.sort(self._place[lookup], stable=True)
+        bag = _bag_in_result(lengths)
+        table, rows = self.method.route(ids, self._spec.repeat_interleave(lengths.sum(dim=1)))
+        if self.method.drops_ids:
+            kept = rows >= 0
+            table, rows, bag = table[kept], rows[kept], bag[kept]
+        place, order = torch.sort(self._place[table], stable=True)
         counts = torch.bincount(place, minlength=len(self._place)).tolist()
-        parts = self.tables.values(rows[order], counts)
+        rows, bag = rows[order], bag[order]
         widest = max(self._dims)
+        parts = zip(self.tables.values(rows, counts), self._in_layout.tolist(), rows.split(counts), strict=True)
         vectors = [
-            F.pad(vector, (0, widest - vector.shape[1]))
-            for vector in map(self.method.widen, parts, self._in_layout.tolist())
+            F.pad(vector, (0, widest - vector.shape[1])) for vector in (self.method.widen(*part) for part in parts)
         ]
-        # The bags in the order of the result: all features of a row of the batch, then the next row.
-        bag = torch.arange(features * bags, device=ids.device).view(bags, features).T.flatten()
-        bag = bag.repeat_interleave(lengths.flatten())[order]
         pooled = vectors[0].new_zeros(bags * features, widest).index_add(0, bag, torch.cat(vectors))
         if min(self._dims) == widest:
             return pooled.view(bags, features * widest)
         of_features = pooled.view(bags, features, widest).unbind(1)
         return torch.cat([vector[:, :dim] for vector, dim in zip(of_features, self._dims, strict=True)], dim=1)
+
+    def _look_up_gated(self, ids: Tensor, lengths: Tensor, uniform: bool) -> Tensor:
+        """Look ids up one by one, let them pass the method's gate, then pool; every id's row is its own.
+
+        Args:
+            ids: (F, B) if uniform, else (N,) feature after feature.
+            lengths: (F, B) ids of each bag.
+            uniform: every bag holds one id.
+
+        Returns:
+            (B, F * D).
+        """
+        features, bags = lengths.shape
+        of_features = lengths.sum(dim=1)
+        vectors = torch.cat(self.tables.values(ids.flatten(), of_features.tolist()))
+        if uniform:
+            vectors = self.method.gate(vectors.view(features, bags, -1), ids, self._spec.unsqueeze(1))
+            return vectors.transpose(0, 1).flatten(1)
+        vectors = self.method.gate(vectors, ids, self._spec.repeat_interleave(of_features))
+        pooled = vectors.new_zeros(bags * features, self._dims[0]).index_add(0, _bag_in_result(lengths), vectors)
+        return pooled.view(bags, features * self._dims[0])
 
     def _keyed(self, values: Tensor) -> KeyedTensor:
         return KeyedTensor(keys=self._features, length_per_key=self._dims, values=values)
@@ -362,6 +400,30 @@ def _most_id(spec: TableSpec) -> int:
 
 def _offsets(lengths: Tensor) -> Tensor:
     return torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten().long())
+
+
+def _bag_in_result(lengths: Tensor) -> Tensor:
+    """Number the bag of each id, lengths (F, B), in the order of the result: all features of a row, then the next."""
+    features, bags = lengths.shape
+    numbers = torch.arange(features * bags, device=lengths.device).view(bags, features).T.flatten()
+    return numbers.repeat_interleave(lengths.flatten())
+
+
+def _without_missing(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the ids that have no row, and shorten their bags.
+
+    Args:
+        rows: (L, B) where every bag holds one id, else (N,); -1 for no row.
+        lengths: (L, B).
+
+    Returns:
+        (n,) row numbers and (L, B) lengths.
+    """
+    kept = rows >= 0
+    if rows.dim() == 2:
+        return rows[kept], kept.to(lengths.dtype)
+    before = torch.ops.fbgemm.asynchronous_complete_cumsum(kept.long())
+    return rows[kept], before[_offsets(lengths)].diff().view(lengths.shape).to(lengths.dtype)
 
 
 def _pool(vectors: Tensor, lengths: Tensor) -> Tensor:

@@ -234,12 +234,6 @@ class MixedDimensionTable(CompressedTable):
     first: Tensor
     ends: Tensor
 
-    def __init__(self, config: MixedDimensionConfig, specs: Sequence[TableSpec]) -> None:
-        super().__init__(config, specs)
-        layout = self.layout
-        names = [layout.tables[table].name for of_spec in layout.lookups for table in of_spec]
-        self._projections = [f"projection:{name}" for name in names]
-
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """The row of an id is the id, where every table is one block; ids without a row read row 0."""
         return torch.where(ids < self.ends[lookup], ids, 0) if self.layout.constants else ids
@@ -249,13 +243,16 @@ class MixedDimensionTable(CompressedTable):
         if "ends" in self.layout.constants:
             ids = torch.where(ids < self.ends[spec], ids, 0)
         numbers = ids + self.before[spec]
-        lookup = torch.searchsorted(self.first, numbers, right=True) - 1
-        return lookup, numbers - self.first[lookup]
+        table = torch.searchsorted(self.first, numbers, right=True) - 1  # one block a table, in the order of the specs
+        return table, numbers - self.first[table]
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Project the row of a table that is one block."""
-        return self.widen(rows[0], self.layout.lookups[spec_index][0])
+        return self._widened(rows[0], self.layout.lookups[spec_index][0])
 
-    def widen(self, rows: Tensor, lookup: int) -> Tensor:
+    def widen(self, rows: Tensor, table: int, numbers: Tensor) -> Tensor:
         """Project rows of one block to full width."""
-        return widened(rows, self._parameters.get(self._projections[lookup]))
+        return self._widened(rows, table)
+
+    def _widened(self, rows: Tensor, table: int) -> Tensor:
+        return widened(rows, self._parameters.get(f"projection:{self.layout.tables[table].name}"))

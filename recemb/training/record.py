@@ -17,7 +17,13 @@ import yaml
 from recemb.options import RecembError
 from recemb.record import RECORD
 
-_OURS = (RECORD, "config.yaml", "predictions.parquet", "checkpoint", "checkpoint.partial", "checkpoint.replaced")
+STRUCTURE = "kept.parquet"
+_STAGES = "stages"
+_OURS = (
+    RECORD, "config.yaml", "predictions.parquet", STRUCTURE, _STAGES,
+    "checkpoint", "checkpoint.partial", "checkpoint.replaced",
+)  # fmt: skip
+_UNFINISHED = ("running", "failed", "interrupted")
 
 
 class RunFolder:
@@ -25,20 +31,62 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
-        overwrite: replace a completed run. An unfinished one is always replaced.
+        overwrite: replace a completed run. An unfinished one is always replaced, unless it is resumed.
+        resumes: the first record of a run that goes on with the one in the folder, if there is one. What that one has
+            finished is put into it.
+
+    Attributes:
+        completed: the record of the completed run that is in the folder, when it was to be resumed.
 
     Raises:
-        RecembError: the folder cannot be written, or holds a completed run, one still going, or other things.
+        RecembError: the folder cannot be written, or holds a completed run, one still going, one with other options
+            than the run that would resume it, or other things.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, resumes: dict[str, Any] | None = None) -> None:
         self.path = path
+        self.completed: dict[str, Any] | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecembError(f"cannot make the run folder {path}: {error.strerror}.") from error
         self._claim()
-        self._make_room(overwrite)
+        earlier = self._earlier() if resumes is not None else None
+        if resumes is not None and earlier is not None and earlier.get("status") in (*_UNFINISHED, "completed"):
+            self._go_on(earlier, resumes)
+        else:
+            self._make_room(overwrite)
+
+    @property
+    def stages(self) -> Path:
+        """Where finished stages leave what later ones need, until the run is completed."""
+        folder = self.path / _STAGES
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def forget_stages(self) -> None:
+        """Remove what only later stages needed."""
+        shutil.rmtree(self.path / _STAGES, ignore_errors=True)
+
+    def _go_on(self, earlier: dict[str, Any], record: dict[str, Any]) -> None:
+        """Take over what an earlier run of the same options has finished."""
+        now = json.loads(json.dumps(_finite(record)))
+        then_options, now_options = (_flat(one.get("config")) for one in (earlier, now))
+        for name in sorted({*then_options, *now_options} - {"resume", "overwrite"}):
+            if then_options.get(name) != now_options.get(name):
+                raise RecembError(
+                    f"the run in {self.path} has {name}={then_options.get(name)}, not {now_options.get(name)}; give "
+                    "its own options to resume it, or choose another hydra.run.dir."
+                )
+        if earlier.get("dataset_fingerprint") != now["dataset_fingerprint"]:
+            raise RecembError(f"the run in {self.path} is of other data; choose another hydra.run.dir.")
+        if earlier["status"] == "completed":
+            self.completed = earlier
+            return
+        for name in ("stages", "structure"):
+            if name in earlier:
+                record[name] = earlier[name]
+        record["seconds"] = earlier.get("seconds") or 0.0
 
     def _claim(self) -> None:
         """Lock the folder for as long as this object lives; the system lets go when a process dies."""
@@ -58,8 +106,9 @@ class RunFolder:
                 f"{self.path} holds {found[0].name}, which no run left there and nobody will touch; "
                 "choose another hydra.run.dir."
             )
-        status = self._earlier_status() if found else None
-        if found and not overwrite and status not in ("running", "failed", "interrupted"):
+        earlier = self._earlier() if found else None
+        status = earlier.get("status") if earlier else None
+        if found and not overwrite and status not in _UNFINISHED:
             raise RecembError(
                 f"{self.path} already holds a {status or 'damaged'} run; choose another hydra.run.dir or pass "
                 "overwrite=true."
@@ -96,12 +145,22 @@ class RunFolder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _earlier_status(self) -> str | None:
+    def _earlier(self) -> dict[str, Any] | None:
         try:
             found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found.get("status") if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else None
+
+
+def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Write nested options as names with dots."""
+    if not isinstance(options, dict):
+        return {prefix: options}
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
+    return flat
 
 
 def _finite(value: Any) -> Any:

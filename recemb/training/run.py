@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import logging
 import platform
-import random
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -12,11 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
 
 from recemb.budget import format_bytes
 from recemb.datasets import PreparedDataset, prepare
@@ -24,18 +21,18 @@ from recemb.datasets.prepared import META, refuse_other_data
 from recemb.options import RecembError
 from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
-from recemb.tables.base import Layout, TableConfig, total_full_bytes
-from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.base import Layout, TableConfig
+from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
+from recemb.training.build import build, count_bytes
 from recemb.training.record import RunFolder
+from recemb.training.stages import Stages, Start, how_it_went, merge_bytes
 from recemb.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
 
 log = logging.getLogger(__name__)
-
-_SAMPLE_ROWS = 131_072
 
 
 def train(config: "RunConfig", folder: Path, command: str = "", asked: Collection[str] = ()) -> dict[str, Any]:
@@ -60,31 +57,38 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
     table = sized(config.table, config.budget, specs)
     layout = table.layout(specs)  # options that do not fit these tables are told before anything is written
     config.model.check_widths(layout.dims)
+    if isinstance(table, PrunedConfig):
+        table.check_trainable()
     _warn_of_shared_rows(config, table, layout)
-    device = config.trainer.torch_device()
-    run = RunFolder(folder, overwrite=config.overwrite)
-    clock = time.monotonic()
-    record = run.start(_head(dataclasses.replace(config, table=table), dataset, command, config.table))
+    config.trainer.torch_device()  # tells of a missing device before anything is written
+    record = _head(dataclasses.replace(config, table=table), dataset, command, config.table)
+    run = RunFolder(folder, overwrite=config.overwrite, resumes=record if config.resume else None)
+    if run.completed is not None:
+        log.info("%s is completed already.", folder)
+        return run.completed
+    clock = time.monotonic() - record["seconds"]
+    run.start(record)
     try:
-        seed_everything(config.seed)
-        tables = CompressedEmbeddingBagCollection(
-            specs, table, optimizer=config.trainer.fused_optimizer(), seed=config.seed, device=device
-        )
-        model = config.model.build(tables, dense_sample(dataset)).to(device)
+        if isinstance(table, PrunedConfig):
+            start = Stages(config, table, specs, dataset, run, record).learn()
+        else:
+            start = Start(build(config, dataset, specs, table), config.trainer)
+        model, tables = start.built
         record["kept"] = tables.kept
-        record["bytes"] = count_bytes(model, tables)
+        record["bytes"] = merge_bytes(count_bytes(model, tables), record["bytes"])
         log.info(
             "%s on %s: tables %s, kept %.4g, %.3gx smaller than %s; backbone %s",
             record["method"], record["dataset"], format_bytes(record["bytes"]["tables_serving"]),
             tables.kept, 1 / tables.kept, format_bytes(record["bytes"]["tables_full"]),
             format_bytes(record["bytes"]["dense"]),
         )  # fmt: skip
-        trainer = Trainer(model, dataset, config.trainer, config.seed, folder)
+        trainer = Trainer(model, dataset, start.trainer, config.seed, folder, tries_start=start.tries_start)
         try:
             _fit_and_test(trainer, record, run)
         finally:
-            record |= _how_it_went(trainer)
+            record |= how_it_went(trainer)
             trainer.close()
+        run.forget_stages()
         record["status"] = "completed"
     except KeyboardInterrupt:
         record["status"], record["error"] = "interrupted", "stopped from outside"
@@ -96,18 +100,6 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         record["seconds"] = round(time.monotonic() - clock, 3)
         _write_last(run, record)
     return record
-
-
-def _how_it_went(trainer: Trainer) -> dict[str, Any]:
-    """What the record says of training, however far it has come."""
-    progress = trainer.progress
-    return {
-        "training": {
-            "epochs": round(progress.epochs, 4), "steps": progress.steps, "best_step": progress.best_step,
-            "stopped": progress.stopped,
-        },
-        "throughput": {"train_rows_per_second": round(progress.rows_per_second, 1)},
-    }  # fmt: skip
 
 
 def _warn_of_shared_rows(config: "RunConfig", table: TableConfig, layout: Layout) -> None:
@@ -145,47 +137,6 @@ def open_dataset(config: "RunConfig", asked: Collection[str] = ()) -> PreparedDa
         dataset = PreparedDataset.open(wanted.path)
     refuse_other_data(wanted, dataset, asked)
     return dataset
-
-
-def dense_sample(dataset: PreparedDataset) -> Tensor:
-    """Give the dense features of some training rows from all over the split, (n, K), the same at every call."""
-    batches = dataset.batches("train", min(_SAMPLE_ROWS, dataset.num_rows("train")), shuffle=True)
-    return next(iter(batches)).dense
-
-
-def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> dict[str, Any]:
-    """Measure what is held, in bytes.
-
-    Returns:
-        tables_full: the uncompressed fp32 tables; tables_serving: every tensor serving the tables needs, by `parts`
-        and by table; tables_training: the same while training; optimizer: accumulators of the tables' rows and of the
-        rest; dense: the rest of the model.
-    """
-    layout = tables.method.layout
-    serving = tables.serving_tensors()
-    served = {tensor.data_ptr() for tensor in serving.values()}
-    rest = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in served]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rows = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("tables."))
-    parameters = sum(parameter.nbytes for parameter in tables.method.parameters())
-    constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method.")) - parameters
-    return {
-        "tables_full": total_full_bytes(tables.specs),
-        "tables_serving": rows + parameters + constants,
-        "tables_training": tables.tables.stored_bytes() + parameters + constants,
-        # Adam holds two moments of every trained weight.
-        "optimizer": tables.tables.optimizer_bytes() + 2 * sum(parameter.nbytes for parameter in trained),
-        "dense": sum(tensor.nbytes for tensor in rest),
-        "parts": {"rows": rows, "parameters": parameters, "constants": constants},
-        "per_table": layout.bytes_per_table(tables.specs),
-    }
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError, option
+from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.storage import FusedOptimizer, FusedTables
 from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.metrics import binary_metrics
@@ -97,23 +98,45 @@ class Trainer:
         dataset: the prepared data.
         config: the options.
         seed: fixes the order of the rows.
-        folder: where weights and TensorBoard events go.
+        folder: where TensorBoard events go, and the best weights unless said otherwise.
+        stage: of a run that trains several times, for bars and events; the last one has none.
+        weights: where the best weights go.
+        keep_from: passes over the training rows before which no weights count as the best.
+        tries_start: the weights that training starts from may be the best.
     """
 
     def __init__(
-        self, model: nn.Module, dataset: PreparedDataset, config: TrainerConfig, seed: int, folder: Path
+        self,
+        model: nn.Module,
+        dataset: PreparedDataset,
+        config: TrainerConfig,
+        seed: int,
+        folder: Path,
+        *,
+        stage: str = "",
+        weights: Path | None = None,
+        keep_from: float = 0.0,
+        tries_start: bool = False,
     ) -> None:
         self.model = model
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.device = config.torch_device()
-        self.weights = folder / "checkpoint"
+        self.stage = stage
+        self.weights = weights or folder / "checkpoint"
+        self.keep_from = keep_from
+        self.tries_start = tries_start
         self.writer = SummaryWriter(str(folder))
         self.progress = Progress()
         self.tables = [module for module in model.modules() if isinstance(module, FusedTables)]
-        dense = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.collections = [m for m in model.modules() if isinstance(m, CompressedEmbeddingBagCollection)]
+        own = [optimizer for collection in self.collections for optimizer in collection.method.optimizers()]
+        of_methods = {id(one) for optimizer in own for group in optimizer.param_groups for one in group["params"]}
+        dense = [one for one in model.parameters() if one.requires_grad and id(one) not in of_methods]
         self.optimizer = torch.optim.AdamW(dense, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizers = [self.optimizer, *own]
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._unread: list[Tensor] = []
         self._stale = 0
 
@@ -129,7 +152,9 @@ class Trainer:
         pauses = {-(-batches * k // config.evaluations_per_epoch) for k in range(1, config.evaluations_per_epoch + 1)}
         total = batches * config.epochs
         stopped = "epochs"
-        with _bar(self.dataset.num_rows("train") * config.epochs, "train") as bar:
+        if self.tries_start:
+            self._validate()
+        with progress_bar(self.dataset.num_rows("train") * config.epochs, self.stage or "train") as bar:
             for epoch in range(config.epochs):
                 epoch_batches = self.dataset.batches(
                     "train", config.batch_size, shuffle=True, seed=self.seed, epoch=epoch
@@ -140,6 +165,8 @@ class Trainer:
                         self._scale_rates(1 - self.progress.steps / total)
                     self._step(batch)
                     self.progress.epochs = epoch + number / batches
+                    for collection in self.collections:
+                        collection.method.after_step(collection.weights, self.progress.epochs)
                     bar.update(len(batch.labels))
                     if number in pauses or len(self._unread) >= _STEPS_PER_LOOK:
                         self._read_losses(bar)
@@ -163,7 +190,7 @@ class Trainer:
         """
         labels, logits = [], []
         self.model.eval()
-        with torch.no_grad(), _bar(self.dataset.num_rows(split), split, leave=False) as bar:
+        with torch.no_grad(), progress_bar(self.dataset.num_rows(split), split, leave=False) as bar:
             for batch in self.dataset.batches(split, self.config.eval_batch_size):
                 there = batch.to(self.device)
                 logits.append(self.model(there.dense, there.sparse).cpu())
@@ -177,17 +204,24 @@ class Trainer:
         self.writer.close()
 
     def _scale_rates(self, scale: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * scale
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
         for tables in self.tables:
             tables.set_lr(self.config.table_lr * scale)
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
         loss = F.binary_cross_entropy_with_logits(self.model(batch.dense, batch.sparse), batch.labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        total = loss
+        for collection in self.collections:
+            if (penalty := collection.method.penalty()) is not None:
+                total = total + penalty
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.progress.steps += 1
         self.progress.rows += len(batch.labels)
         self._unread.append(loss.detach())
@@ -205,8 +239,11 @@ class Trainer:
         mean = sum(losses) / len(losses)
         best = f", best {self._best_in_words()}" if self.progress.best else ""
         bar.set_postfix_str(f"loss {mean:.4f}{best}", refresh=False)
-        self.writer.add_scalar("train/loss", mean, self.progress.steps)
-        self.writer.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.progress.steps)
+        self._log("train/loss", mean)
+        self._log("train/lr", self.optimizer.param_groups[0]["lr"])
+
+    def _log(self, name: str, value: float) -> None:
+        self.writer.add_scalar(f"{self.stage}/{name}" if self.stage else name, value, self.progress.steps)
 
     def _where_it_broke(self, step: int, loss: float) -> str:
         broken = [name for name, weight in self.model.state_dict().items() if not bool(torch.isfinite(weight).all())]
@@ -223,12 +260,16 @@ class Trainer:
         metrics, _, _ = self.evaluate("valid")
         progress, monitor = self.progress, self.config.monitor
         for name, value in metrics.items():
-            self.writer.add_scalar(f"valid/{name}", value, progress.steps)
+            self._log(f"valid/{name}", value)
+        for name, value in (item for one in self.collections for item in one.method.scalars().items()):
+            self._log(f"tables/{name}", value)
         if math.isnan(metrics[monitor]):
             raise RecembError(
                 f"{monitor} on validation is no number: its rows are all of one class, or the weights are broken; "
                 "prepare more rows, or use trainer.monitor=logloss."
             )
+        if progress.epochs < self.keep_from:
+            return False
         sign = 1 if monitor == "logloss" else -1
         if not progress.best or sign * metrics[monitor] < sign * progress.best[monitor]:
             progress.best, progress.best_step = metrics, progress.steps
@@ -242,10 +283,9 @@ class Trainer:
         return f"valid {self.config.monitor} {self.progress.best[self.config.monitor]:.4f}"
 
 
-def _bar(rows: int, what: str, leave: bool = True) -> "tqdm[Any]":
+def progress_bar(total: int, what: str, unit: str = " rows", leave: bool = True) -> "tqdm[Any]":
+    """Show on stderr how far something has come."""
     # A log file gets a line every ten seconds, a terminal a bar that moves; what takes no time gets none.
     pace = 0.1 if sys.stderr.isatty() else 10.0
     delay = 0.0 if leave else 2.0
-    return tqdm(
-        total=rows, desc=f"{what:>5}", unit=" rows", unit_scale=True, leave=leave, mininterval=pace, delay=delay
-    )
+    return tqdm(total=total, desc=f"{what:>5}", unit=unit, unit_scale=True, leave=leave, mininterval=pace, delay=delay)

@@ -6,8 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from recemb.report.structure import Kept, Structure
+
 FULL_BYTES = 128 * 2**20
 TABLES = [f"C{i}" for i in range(1, 27)]
+FEATURE = {"ids": 1460, "kept": 812, "width": 12.5, "dim": 16, "cells": 0.97}  # what pruning left of one feature
 COST = {"full": 0.0045, "frequency": 0.0016, "hashing": 0.0042}  # AUC lost for every halving of the bytes
 
 
@@ -83,3 +86,38 @@ def baselines(folder: Path, seeds: int = 3, **changes: Any) -> Path:
                 name = f"{method}-{round(1 / share)}-seed{seed}"
                 write(folder / name, record(method, share, seed, **changes))
     return folder
+
+
+def structure(share: float = 0.25, seed: int = 0, features: int = 26, unit: str = "row") -> dict[str, Any]:
+    """Make the structure of a run that pruned most where there are most ids; small features keep all of theirs."""
+    noise = random.Random(f"{share} {seed}")
+    tables = {}
+    for number in range(features):
+        ids = max(round(1_460_000 * 0.62**number), 3)
+        part = min(share * (1 + (number / 8) ** 2) * noise.uniform(0.8, 1.2), 1.0)
+        width = min(noise.uniform(0.4, 1.1) * 16, 16.0)
+        tables[f"C{number + 1}"] = {
+            "ids": ids,
+            "kept": round(ids * part),
+            "width": width if unit == "entry" else float(round(width)),
+            "dim": 16,
+            "cells": min(part**0.15, 1.0) if round(ids * part) else 0.0,
+        }
+    return {"unit": unit, "pruned_ids": "zero", "map": "bitmap", "per_table": tables}
+
+
+def stages(seed: int = 0) -> list[dict[str, Any]]:
+    """Make the stages of a run that trains a supernet, searches in it and trains what it found."""
+    training = {"epochs": 1.0, "steps": 782, "best_step": 700, "stopped": "epochs"}
+    valid = {"auc": 0.7650 + 0.001 * seed, "logloss": 0.47, "ne": 0.81}
+    history = [[20, 0.7600], [40, 0.7605], [420, 0.7712], [612, 0.7712]]
+    return [
+        {"name": "supernet", "seconds": 12.0 + seed, "training": training, "valid": valid},
+        {"name": "search", "seconds": 60.1, "evaluated": 612, "rounds": 30, "best": 0.7712, "history": history},
+        {"name": "retrain", "seconds": 11.5, "training": training, "valid": valid},
+    ]
+
+
+def kept(**tables: tuple[float | None, ...]) -> Structure:
+    """Make what is read from a record: each feature has ids, kept, width, dim and cells."""
+    return Structure("row", "zero", "bitmap", {name: Kept(*numbers) for name, numbers in tables.items()})

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 from playwright.sync_api import sync_playwright
-from report_samples import baselines, record, write
+from report_samples import baselines, record, stages, structure, write
 
 from recemb.report import write_report
 
@@ -50,12 +50,22 @@ def page_file(tmp_path_factory):
     return write_report([runs], folder / "out").html
 
 
+@pytest.fixture(scope="module")
+def pruned_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruned")
+    for share in (1 / 4, 1 / 64):
+        made = structure(share)
+        made["per_table"]["a feature with a long name"] = made["per_table"].pop("C4")
+        write(folder / "runs" / f"pruned{share}", record("optembed", share, structure=made, stages=stages()))
+    return write_report([folder / "runs"], folder / "out").html
+
+
 @pytest.fixture
 def opened(browser, page_file):
     """Open the page in a window of a given width; in the end, nothing may have gone wrong or to the network."""
     contexts, troubles = [], []
 
-    def open_page(width, height=900, **options):
+    def open_page(width, height=900, file=page_file, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -63,7 +73,7 @@ def opened(browser, page_file):
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: request.url.startswith(("file://", "data:")) or troubles.append(request.url))
-        page.goto(page_file.as_uri())
+        page.goto(file.as_uri())
         return page
 
     yield open_page
@@ -134,12 +144,40 @@ def test_the_page_fits_its_window_and_charts_stay_readable(opened, width):
     assert page.locator("figure svg:visible").count() == 2
     texts = page.evaluate(CHART_TEXTS)
     assert {text["text"] for text in texts} >= {"hashing", "frequency", "Test AUC (higher is better)"}
+    assert_readable(texts, width)
+
+
+def assert_readable(texts, width):
     assert min(text["size"] for text in texts) >= 9
     for one, other in combinations(texts, 2):
         apart = one["right"] <= other["left"] + 1 or other["right"] <= one["left"] + 1
         apart = apart or one["bottom"] <= other["top"] + 3 or other["bottom"] <= one["top"] + 3
         assert apart or one["chart"] != other["chart"], (one, other)
     assert all(text["left"] >= -1 and text["right"] <= width + 1 for text in texts)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1200])
+def test_what_pruning_kept_fits_its_window_and_stays_readable(opened, pruned_file, width):
+    page = opened(width, file=pruned_file)
+    drawings = page.locator(".kept figure svg")
+    assert [drawing.is_visible() for drawing in drawings.all()] == [True, False]
+    page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    texts = page.evaluate(CHART_TEXTS)
+    assert {text["text"] for text in texts} >= {"C26", "keep a row", "of 16 floats", "1.5M"}
+    assert_readable(texts, width)
+
+
+def test_the_table_of_what_was_kept_lies_beside_its_drawing_and_sorts(opened, pruned_file):
+    page = opened(1200, file=pruned_file)
+    part = page.locator(".kept").first
+    for name in ("C1", "C26"):
+        drawn = part.locator("figure text").get_by_text(name, exact=True).bounding_box()
+        row = part.locator("tbody", has=page.get_by_role("rowheader", name=name, exact=True)).bounding_box()
+        assert drawn["y"] + drawn["height"] / 2 == pytest.approx(row["y"] + row["height"] / 2, abs=3)
+        assert drawn["x"] < row["x"]
+    part.locator("thead button", has_text="Ids").click()
+    assert part.locator("tbody th").first.inner_text() == "C26"
 
 
 def test_the_header_stays_in_sight_while_the_table_scrolls(opened):

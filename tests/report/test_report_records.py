@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from report_samples import record, write
+from report_samples import record, stages, structure, write
 
 from recemb.options import RecembError
 from recemb.report import write_report
@@ -125,8 +125,10 @@ def test_missing_folders_and_folders_without_records_are_errors(tmp_path):
 def test_the_samples_follow_the_schema_in_the_documentation():
     import recemb.report.records as records
 
-    for key in json.loads(json.dumps(record())):
+    for key in json.loads(json.dumps(record(structure=structure(), stages=stages()))):
         assert f"\n    {key} " in records.__doc__
+    for key in (key for part in (structure(), structure()["per_table"]["C1"], *stages()) for key in part):
+        assert f'"{key}": ' in records.__doc__
 
 
 @pytest.mark.parametrize("path", [("seed",), ("training", "steps"), ("data", "rows", "test"), ("bytes", "parts", "a")])

@@ -1,0 +1,89 @@
+"""Magnitude pruning: train, drop the smallest rows or entries, train on with what is left.
+
+Han, Pool, Tran & Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, arXiv
+1506.02626; the gradual schedule is that of Zhu & Gupta, "To Prune, or Not to Prune", arXiv 1710.01878. The plainest way
+to prune, and on click logs a hard one to beat: what an id's row has grown to says how often the id is seen and how much
+it tells.
+
+Differs from the usual code: rows and entries are really removed, and compared over all tables together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from recemb.options import RecembError, option
+from recemb.tables.base import TableSpec
+from recemb.tables.pruned import LastStage, PackedTable, PrunedConfig
+from recemb.tables.pruning import PruningTable
+from recemb.tables.registry import register
+
+UNITS = ("row", "entry")
+SCHEDULES = ("gradual", "oneshot")
+
+
+@dataclass(kw_only=True)
+class MagnitudeConfig(PrunedConfig):
+    """Options of magnitude pruning."""
+
+    stages: ClassVar[tuple[str, ...]] = ("prune", "finetune")
+
+    unit: str = option("row", "what is dropped: row, by its L2 norm, or entry, by its size")
+    schedule: str = option("gradual", "gradual: more and more while training; oneshot: all at once, after training")
+    finetune_epochs: int = option(1, "passes over the training rows with what is left, at most")
+    finetune_lr: float = option(0.1, "factor on all learning rates in these passes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("unit", UNITS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise RecembError(f"table.{name}={getattr(self, name)} is not known; choose one of {', '.join(known)}.")
+        self.check_at_least(finetune_epochs=1)
+        if not 0 < self.finetune_lr < float("inf"):
+            raise RecembError(f"table.finetune_lr={self.finetune_lr} must be a positive number.")
+
+    @property
+    def last_stage(self) -> LastStage:
+        """Go on with the weights that are left."""
+        return LastStage(restarts=False, epochs=self.finetune_epochs, lr_factor=self.finetune_lr)
+
+    def pruning_table(self, specs: Sequence[TableSpec]) -> "MagnitudeSearch":
+        """Make the table whose small rows or entries are masked."""
+        return MagnitudeSearch(self, specs)
+
+
+class MagnitudeSearch(PruningTable):
+    """Masks rows or entries whose size is at most the level."""
+
+    config: MagnitudeConfig
+
+    def __init__(self, config: MagnitudeConfig, specs: Sequence[TableSpec]) -> None:
+        super().__init__(config, specs)
+        self.unit = config.unit
+
+    def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
+        """Set what is small to zero; the unknown's row stays whole."""
+        sizes = vectors.detach().abs() if self.unit == "entry" else vectors.detach().norm(dim=-1, keepdim=True)
+        weighs = self.weighs(ids, spec)
+        kept = sizes * (weighs.unsqueeze(-1) if isinstance(weighs, Tensor) else weighs) > self.level
+        return vectors * (kept if self.unit == "entry" else kept | (ids == 0).unsqueeze(-1))
+
+    def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Sizes of entries, or norms of rows."""
+        return self.weighed([weight.abs() if self.unit == "entry" else weight.norm(dim=1) for weight in weights])
+
+    def target_bytes(self, epochs: float) -> int | None:
+        """Follow the schedule, or prune nothing before training is over."""
+        return super().target_bytes(epochs) if self.config.schedule == "gradual" else None
+
+
+@register(
+    "magnitude",
+    MagnitudeConfig,
+    summary="the smallest rows or entries of a trained table go, the rest is trained on",
+    paper="Han et al., Learning both Weights and Connections, NeurIPS 2015, arXiv 1506.02626",
+)
+class MagnitudeTable(PackedTable):
+    """The packed table that magnitude pruning ends in."""
