@@ -1,7 +1,6 @@
 """Rows with a planted structure: half of all values say nothing, and half of the features need one float a value."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,16 +13,14 @@ from recemb.datasets.base import RawChunk, RowSource
 from recemb.options import option
 
 NARROW = ("narrow1", "narrow2", "narrow3", "narrow4")
-PAIRS = (("wide1", "wide2"), ("wide3", "wide4"))
-WIDE = tuple(name for pair in PAIRS for name in pair)
-FEATURES = NARROW + WIDE
-# Values of one feature are equally likely, so that how often one is seen says nothing of its use. A pair of wide values
-# has to be seen a few times.
-VALUES = {**dict.fromkeys(NARROW, 120), **dict.fromkeys(WIDE, 50)}
-WIDTH = 6  # floats that a value of a wide feature needs, each of them worth as much as any other
-LEAST_EFFECT, LARGEST_EFFECT = 0.8, 1.6  # of a useful value of a narrow feature on the logit, either way
-OWN_LO, OWN_HI = 0.5, 1.0
-WIDE_EFFECT = 1.3  # of one float of a useful value on the logit, where the pair's other value is useful too
+WIDE = ("wide1", "wide2", "wide3", "wide4")
+CONTEXT = "context"
+FEATURES = (*NARROW, *WIDE, CONTEXT)
+VALUES = 100  # of a narrow or a wide feature, all equally likely: how often one is seen says nothing of its use
+CONTEXTS = 6
+WIDTH = CONTEXTS - 1  # floats that a value of a wide feature needs: its effects in all contexts add up to zero
+CE = 0.0
+EFFECT = 1.5  # of a useful value on the logit, up or down
 
 
 @dataclass(kw_only=True)
@@ -42,13 +39,13 @@ class PlantedConfig(DatasetConfig):
 
 
 class PlantedRows(RowSource):
-    """Draws rows and labels them by a teacher.
+    """Draws rows, and labels by a teacher whose logit adds the effects of all values.
 
-    The teacher's logit adds an effect for each useful value of a narrow feature, and for each pair of wide features the
-    dot product of two vectors of signs where both values are useful.
+    A useful value of a narrow feature has the same effect always. One of a wide feature has it up in half of the contexts
+    and down in the others, so that nothing is learned of it without the context. A useless value has none.
 
     Attributes:
-        useless: for each feature (VALUES,) bool by token.
+        useless: for each feature (V,) bool by token.
     """
 
     dense_names = ()
@@ -61,31 +58,31 @@ class PlantedRows(RowSource):
         self.files = []
         self.total = config.rows
         draw = np.random.default_rng(config.seed)
-        self._tokens = {name: draw.integers(0, count, config.rows, np.uint32) for name, count in VALUES.items()}
-        self.useless = {name: draw.permutation(count) < count // 2 for name, count in VALUES.items()}
-        logit = np.zeros(config.rows)
-        for name in FEATURES:
-            bounds = (LEAST_EFFECT, LARGEST_EFFECT) if name in NARROW else (OWN_LO, OWN_HI)
-            sizes = draw.uniform(*bounds, VALUES[name]) * ~self.useless[name]
-            logit += (sizes * draw.choice([-1, 1], VALUES[name]))[self._tokens[name]]
-        for pair in PAIRS:
-            one, other = (draw.choice([-1, 1], (VALUES[name], WIDTH)) * ~self.useless[name][:, None] for name in pair)
-            logit += WIDE_EFFECT * (one @ other.T)[self._tokens[pair[0]], self._tokens[pair[1]]]
+        context = draw.integers(0, CONTEXTS, config.rows, dtype=np.uint32)
+        self.useless = {CONTEXT: np.zeros(CONTEXTS, dtype=np.bool_)}
+        self._tokens = []
+        logit = (CE * draw.permutation(np.linspace(-1, 1, CONTEXTS)))[context]
+        for name in (*NARROW, *WIDE):
+            tokens = draw.integers(0, VALUES, config.rows, dtype=np.uint32)
+            self.useless[name] = draw.permutation(VALUES) < VALUES // 2
+            signs = draw.permuted(np.tile([-1, 1], (VALUES, CONTEXTS // 2)), axis=1)
+            signs[self.useless[name]] = 0
+            logit += EFFECT * signs[tokens, context if name in WIDE else 0]
+            self._tokens.append(tokens)
+        self._tokens.append(context)
         self._probability = 1 / (1 + np.exp(-logit))
         self._labels = (draw.random(config.rows) < self._probability).astype(np.uint8)
 
     def chunks(self, pool):
-        yield RawChunk(
-            self._labels, [], list(self._tokens.values()), [None] * len(FEATURES), self.total, self._probability
-        )
+        missing = [None] * len(FEATURES)
+        yield RawChunk(self._labels, [], self._tokens, missing, self.total, self._probability)
 
 
 class Planted(NamedTuple):
     """A prepared data set and what was planted in it.
 
     Attributes:
-        config: what it was prepared from; its features are `FEATURES`, of which `NARROW` need one float a value and
-            `WIDE` need `WIDTH`.
+        config: what it was prepared from; its features are `FEATURES`.
         dataset: train, valid and test 8:1:1; `meta["ceiling"]` has the teacher's own AUC by split.
         useless: for each feature (V,) bool by id, True where the value adds nothing. Id 0, which no row has, is False.
     """
@@ -99,10 +96,9 @@ def prepare_planted(path, rows=60_000, seed=0):
     """Prepare planted rows in a folder."""
     config = PlantedConfig(path=str(path), rows=rows, seed=seed)
     dataset = prepare(config, progress=False)
-    useless = {}
-    of_tokens = PlantedRows(config).useless
+    of_tokens, useless = PlantedRows(config).useless, {}
     for feature in dataset.features:
-        with ipc.open_file(pa.memory_map(str(Path(feature.vocabulary)))) as reader:
+        with ipc.open_file(pa.memory_map(str(feature.vocabulary))) as reader:
             tokens = reader.read_all()["value"].to_numpy()
         useless[feature.name] = torch.from_numpy(np.append(False, of_tokens[feature.name][tokens]))
     return Planted(config, dataset, useless)

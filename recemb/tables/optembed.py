@@ -51,7 +51,7 @@ class OptEmbedConfig(PrunedConfig):
     crossovers: int = option(10, "crossed candidates a round")
     parents: int = option(15, "best candidates that children are made of")
     mutation: float = option(0.1, "probability that a width of a mutant is drawn anew")
-    search_rows: int = option(65_536, "validation rows that candidates are judged by, at most")
+    search_rows: int = option(32_768, "validation rows that candidates are judged by, at most")
 
     def __post_init__(self) -> None:
         super().__post_init__()
