@@ -121,6 +121,8 @@ class Plan:
         budget_bytes: the budget in bytes, or None.
         embedding_dim: D, the width of a full table's vectors.
         table: the method's `name` and its options, sizes set.
+        learned: training decides which rows are held, within the budget; the tables here are those of the most frequent
+            ids, which the budget stands for before.
         features: the logical tables, in the order of a batch's features.
         tables: the physical tables, each once.
         parameters: the small trained weights.
@@ -134,6 +136,7 @@ class Plan:
     budget_bytes: int | None
     embedding_dim: int
     table: dict[str, Any]
+    learned: bool
     features: list[PlannedFeature]
     tables: list[PlannedTable]
     parameters: list[PlannedParameter]
@@ -175,6 +178,7 @@ def make_plan(
         budget_bytes=None if budget is None else parse_budget(budget, total_full_bytes(specs)),
         embedding_dim=model.embedding_dim,
         table=config_to_dict(fitted),
+        learned=fitted.learns,
         features=_features(specs, layout),
         tables=_tables(specs, layout),
         parameters=[

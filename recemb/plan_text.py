@@ -78,7 +78,9 @@ def _summary(plan: Plan) -> list[str]:
     totals = plan.totals
     times = 1 / totals.kept
     compared = f"{times:.3g}x smaller than" if times > 1 else "as large as" if times == 1 else f"{totals.kept:.3g}x"
+    learned = "training decides within the budget what is kept; shown are the most frequent ids, at full width"
     return [
+        *([learned] if plan.learned else []),
         f"{totals.trained:,} parameters, of {totals.full_trained:,} in full tables",
         f"kept {totals.kept:.6g}: {format_bytes(totals.bytes)}, {compared} the full tables' "
         f"{format_bytes(totals.full_bytes)} ({totals.full_bytes:,} bytes)",

@@ -19,7 +19,6 @@ FEATURES = (*NARROW, *WIDE, CONTEXT)
 VALUES = 100  # of a narrow or a wide feature, all equally likely: how often one is seen says nothing of its use
 CONTEXTS = 6
 WIDTH = CONTEXTS - 1  # floats that a value of a wide feature needs: its effects in all contexts add up to zero
-CE = 0.0
 EFFECT = 1.5  # of a useful value on the logit, up or down
 
 
@@ -41,8 +40,8 @@ class PlantedConfig(DatasetConfig):
 class PlantedRows(RowSource):
     """Draws rows, and labels by a teacher whose logit adds the effects of all values.
 
-    A useful value of a narrow feature has the same effect always. One of a wide feature has it up in half of the contexts
-    and down in the others, so that nothing is learned of it without the context. A useless value has none.
+    A useful value of a narrow feature has the same effect always. One of a wide feature has it up in half of the
+    contexts and down in the others, so that nothing is learned of it without the context. A useless value has none.
 
     Attributes:
         useless: for each feature (V,) bool by token.
@@ -61,7 +60,7 @@ class PlantedRows(RowSource):
         context = draw.integers(0, CONTEXTS, config.rows, dtype=np.uint32)
         self.useless = {CONTEXT: np.zeros(CONTEXTS, dtype=np.bool_)}
         self._tokens = []
-        logit = (CE * draw.permutation(np.linspace(-1, 1, CONTEXTS)))[context]
+        logit = np.zeros(config.rows)
         for name in (*NARROW, *WIDE):
             tokens = draw.integers(0, VALUES, config.rows, dtype=np.uint32)
             self.useless[name] = draw.permutation(VALUES) < VALUES // 2

@@ -1,7 +1,7 @@
 """An evolutionary search for one number a feature, such as the widths of its vectors.
 
 Lyu, Tang, Zhu, Guo, Zhang, Liu, Cai & Liu, "OptEmbed: Learning Optimal Embedding Table for Click-through Rate
-Prediction", CIKM 2022, arXiv 2208.04482, section 3.3: the best candidates so far are parents; of the children of a
+Prediction", CIKM 2022, arXiv 2208.04482: the best candidates so far are parents; of the children of a
 round some are mutants of one parent and some cross two.
 
 Differs from the paper: a child is always a candidate that was not tried before, so that no evaluation is wasted, and

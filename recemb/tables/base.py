@@ -177,6 +177,8 @@ class TableConfig:
     """
 
     size_options: ClassVar[tuple[str, ...] | None] = None
+    learns: ClassVar[bool] = False
+    """Whether training decides what is held; a layout is then what a budget stands for before."""
 
     def check_at_least(self, **least: int) -> None:
         """Raise where one of these options is smaller than makes sense; None is no size yet, and fine."""

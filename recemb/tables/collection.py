@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.options import RecembError
+from recemb.tables.bags import bag_in_result, offsets_of, pool, without_missing
 from recemb.tables.base import (
     CompressedTable,
     Layout,
@@ -217,7 +218,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         lookup = self._in_layout.unsqueeze(1) if uniform else self._in_layout.repeat_interleave(lengths.sum(dim=1))
         rows = self.method.remap(ids, lookup)
         if self.method.drops_ids:
-            rows, lengths = _without_missing(rows, lengths)
+            rows, lengths = without_missing(rows, lengths)
             uniform = False
         rows = rows.flatten()
         look_up = self._look_up_values if self._by_value else self._look_up_bags
@@ -234,7 +235,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Returns:
             (B, sum of the features' widths).
         """
-        pooled = self.tables(rows, _offsets(lengths))
+        pooled = self.tables(rows, offsets_of(lengths))
         if not self._combines:
             return pooled
         parts = pooled.split(self._part_widths, dim=1)
@@ -254,7 +255,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         vectors = []
         for spec, places in zip(self._spec_of_feature, self._places, strict=True):
             vector = self.method.combine([parts[place] for place in places], spec)
-            vectors.append(vector if uniform else _pool(vector, lengths[places[0]]))
+            vectors.append(vector if uniform else pool(vector, lengths[places[0]]))
         return torch.cat(vectors, dim=1)
 
     def _look_up_alternatives(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             (B, sum of the features' widths).
         """
         features, bags = lengths.shape
-        bag = _bag_in_result(lengths)
+        bag = bag_in_result(lengths)
         table, rows = self.method.route(ids, self._spec.repeat_interleave(lengths.sum(dim=1)))
         if self.method.drops_ids:
             kept = rows >= 0
@@ -305,7 +306,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             vectors = self.method.gate(vectors.view(features, bags, -1), ids, self._spec.unsqueeze(1))
             return vectors.transpose(0, 1).flatten(1)
         vectors = self.method.gate(vectors, ids, self._spec.repeat_interleave(of_features))
-        pooled = vectors.new_zeros(bags * features, self._dims[0]).index_add(0, _bag_in_result(lengths), vectors)
+        pooled = vectors.new_zeros(bags * features, self._dims[0]).index_add(0, bag_in_result(lengths), vectors)
         return pooled.view(bags, features * self._dims[0])
 
     def _keyed(self, values: Tensor) -> KeyedTensor:
@@ -396,37 +397,3 @@ def _least_id(spec: TableSpec) -> int:
 
 def _most_id(spec: TableSpec) -> int:
     return 2**63 - 1 if spec.raw_ids else spec.num_embeddings - 1
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten().long())
-
-
-def _bag_in_result(lengths: Tensor) -> Tensor:
-    """Number the bag of each id, lengths (F, B), in the order of the result: all features of a row, then the next."""
-    features, bags = lengths.shape
-    numbers = torch.arange(features * bags, device=lengths.device).view(bags, features).T.flatten()
-    return numbers.repeat_interleave(lengths.flatten())
-
-
-def _without_missing(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the ids that have no row, and shorten their bags.
-
-    Args:
-        rows: (L, B) where every bag holds one id, else (N,); -1 for no row.
-        lengths: (L, B).
-
-    Returns:
-        (n,) row numbers and (L, B) lengths.
-    """
-    kept = rows >= 0
-    if rows.dim() == 2:
-        return rows[kept], kept.to(lengths.dtype)
-    before = torch.ops.fbgemm.asynchronous_complete_cumsum(kept.long())
-    return rows[kept], before[_offsets(lengths)].diff().view(lengths.shape).to(lengths.dtype)
-
-
-def _pool(vectors: Tensor, lengths: Tensor) -> Tensor:
-    """Add up the vectors (N, D) of each of the bags, whose (B,) lengths add up to N."""
-    bag = torch.repeat_interleave(lengths)
-    return vectors.new_zeros(len(lengths), vectors.shape[1]).index_add(0, bag, vectors)

@@ -47,6 +47,7 @@ class PrunedConfig(TableConfig):
     """Options of every pruned method."""
 
     size_options: ClassVar[tuple[str, ...]] = ("budget_bytes",)
+    learns: ClassVar[bool] = True
     stages: ClassVar[tuple[str, ...]] = ()
     """What training goes through, in order; the last stage trains the packed table."""
     budget_bytes: int | None = option(None, "serving bytes to keep")

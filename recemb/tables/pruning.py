@@ -28,6 +28,7 @@ from recemb.tables.structure import Structure, as_range, entries_bytes, entry_wi
 SOLVES_PER_EPOCH = 16
 _CONSTANT_BYTES = 16  # of each table: where its ids and its rows begin
 _HALVINGS = 32
+_COARSE_HALVINGS = 12  # while training, where the next solve follows soon
 
 
 class PruningTable(CompressedTable):
@@ -106,7 +107,7 @@ class PruningTable(CompressedTable):
         self._due = epochs + 1 / SOLVES_PER_EPOCH
         target = self.target_bytes(epochs)
         if target is not None:
-            solver = self.solver(weights)
+            solver = self.solver(weights, _COARSE_HALVINGS)
             level = solver.level(target, self.typical_widths())
             self.level.fill_(torch.inf if math.isnan(level) else level)
             self.kept_rows = solver.rows_above(float(self.level))
@@ -115,10 +116,10 @@ class PruningTable(CompressedTable):
         """Floats of a row that the bytes are reckoned with while training; fixed by the method, or an average."""
         return [float(self.dim)] * len(self.specs)
 
-    def solver(self, weights: Sequence[Tensor]) -> "RowSolver | EntrySolver":
-        """Make what solves budgets for these weights."""
+    def solver(self, weights: Sequence[Tensor], halvings: int = _HALVINGS) -> "RowSolver | EntrySolver":
+        """Make what solves budgets for these weights; `halvings` are those of a level that has to be approached."""
         margins = [margin.detach().float().cpu() for margin in self.margins(weights)]
-        return RowSolver(self.specs, margins) if self.unit == "row" else EntrySolver(self.specs, margins)
+        return RowSolver(self.specs, margins) if self.unit == "row" else EntrySolver(self.specs, margins, halvings)
 
     def search(
         self,
@@ -215,11 +216,13 @@ class EntrySolver:
     Args:
         specs: the logical tables, all of one width D.
         margins: (V, D) float32 of each.
+        halvings: how often the range of levels is halved.
     """
 
-    def __init__(self, specs: Sequence[TableSpec], margins: Sequence[Tensor]) -> None:
+    def __init__(self, specs: Sequence[TableSpec], margins: Sequence[Tensor], halvings: int = _HALVINGS) -> None:
         self._specs = specs
         self._margins = margins
+        self._halvings = halvings
         self._all = torch.cat(list(margins))
         self._dim = self._all.shape[1]
         self._unknowns = torch.tensor([0, *itertools.accumulate(len(margin) for margin in margins)][:-1])
@@ -240,7 +243,7 @@ class EntrySolver:
         low, high = float(finite.min()) - 1, float(finite.max())
         if not fits(high):
             return torch.nan
-        for _ in range(_HALVINGS):
+        for _ in range(self._halvings):
             middle = (low + high) / 2
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
