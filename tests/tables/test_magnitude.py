@@ -10,6 +10,7 @@ from recemb.tables.magnitude import MagnitudeConfig
 
 @pytest.mark.parametrize("unit", ["row", "entry"])
 def test_what_is_small_goes(unit: str):
+    torch.manual_seed(0)
     specs = [TableSpec(name=name, num_embeddings=300, embedding_dim=8) for name in "ab"]
     config = MagnitudeConfig(unit=unit).fit(specs, 6_000)
     search = config.pruning_table(specs)

@@ -99,6 +99,7 @@ def test_a_trained_table_packs_into_its_budget(config: PrunedConfig, share: floa
     budget = int(total_full_bytes(specs) * share)
     pruning = config.fit(specs, budget).pruning_table(specs)
     tables = CompressedEmbeddingBagCollection(specs, pruning)
+    torch.manual_seed(0)
     for weight in tables.weights:
         weight.data.mul_(torch.rand(len(weight), 1) * 20)
     pruning.after_step(tables.weights, 2.0)
@@ -114,6 +115,7 @@ def test_what_training_masks_is_what_is_dropped(config: PrunedConfig):
     budget = total_full_bytes(specs) // 6
     pruning = config.fit(specs, budget).pruning_table(specs)
     tables = CompressedEmbeddingBagCollection(specs, pruning)
+    torch.manual_seed(0)
     for weight in tables.weights:
         weight.data.mul_(torch.rand(len(weight), 1) * 20)
     with torch.no_grad():
@@ -124,8 +126,11 @@ def test_what_training_masks_is_what_is_dropped(config: PrunedConfig):
         for index, (spec, margin, weight) in enumerate(zip(specs, margins, tables.weights, strict=True)):
             ids = torch.arange(1, spec.num_embeddings)
             out = pruning.gate(weight[1:], ids, torch.full_like(ids, index))
-            above = margin[1:] > pruning.level
-            assert torch.equal(out != 0, above if above.dim() == 2 else above.unsqueeze(1).expand_as(out))
+            over = margin[1:] - pruning.level
+            over = over if over.dim() == 2 else over.unsqueeze(1).expand_as(out)
+            clear = over.abs() > 1e-5  # where sigmoid and logit may round to different sides
+            assert clear.float().mean() > 0.99
+            assert torch.equal((out != 0) & clear, (over > 0) & clear)
 
 
 def test_the_schedule_is_cubic_in_bytes():
