@@ -64,7 +64,7 @@ class MagnitudeSearch(PruningTable):
         self.unit = config.unit
 
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
-        """Set what is small to zero; the unknown's row stays whole."""
+        """Set what is small to zero, but for the unknown's row where whole rows are."""
         sizes = vectors.detach().abs() if self.unit == "entry" else vectors.detach().norm(dim=-1, keepdim=True)
         weighs = self.weighs(ids, spec)
         kept = sizes * (weighs.unsqueeze(-1) if isinstance(weighs, Tensor) else weighs) > self.level
@@ -73,6 +73,11 @@ class MagnitudeSearch(PruningTable):
     def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Sizes of entries, or norms of rows."""
         return self.weighed([weight.abs() if self.unit == "entry" else weight.norm(dim=1) for weight in weights])
+
+    @property
+    def settles(self) -> float:
+        """Nothing is pruned in training where all is pruned at once."""
+        return super().settles if self.config.schedule == "gradual" else 0.0
 
     def target_bytes(self, epochs: float) -> int | None:
         """Follow the schedule, or prune nothing before training is over."""

@@ -11,7 +11,8 @@ Prediction", CIKM 2022, arXiv 2208.04482. Three stages:
 
 Differs from the paper: it ends in a packed table, the other rows and columns gone. A budget steers it (`mode=budget`):
 one level is added to all thresholds, raised over the first passes until what is kept takes the budget's bytes, and in
-the search solved anew for every candidate, so that all have equal bytes and wide rows compete with many rows. With
+the search solved anew for every candidate, so that wide rows compete with many rows for the same bytes (narrow ones
+that leave bytes over with all rows kept may still win). With
 `mode=paper` thresholds move by SGD alone and widths are searched for accuracy alone, whatever bytes come out. Row-wise
 optimizers do not shrink the rows of unseen ids, so published settings prune next to nothing. Id 0, the unknown's, is
 never dropped. In bags of several ids each id is cut to a width of its own.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +94,8 @@ class OptEmbedSupernet(PruningTable):
         self.thresholds = nn.Parameter(torch.zeros(len(specs) if config.per == "feature" else sum(sizes)))
         self.register_buffer("widths", torch.full((len(specs),), self.dim), persistent=False)
         self.search_rows = config.search_rows
-        self.most_candidates = (config.mutants + config.crossovers) * (config.rounds + 1)
+        children = config.mutants + config.crossovers
+        self.most_candidates = max(children, len(self.start_candidates())) + children * config.rounds
         if config.mode == "paper":
             self.level.zero_()
 
@@ -102,9 +105,8 @@ class OptEmbedSupernet(PruningTable):
         widths = self.widths[spec]
         if self.training:
             widths = torch.randint(1, self.dim + 1, ids.shape, device=ids.device)
-        masked: Tensor = _Gate.apply(
-            vectors, (self.thresholds[at] + self.level) / self.weighs(ids, spec), widths, ids == 0
-        )
+        weighs = self.weighs(ids, spec)
+        masked: Tensor = _Gate.apply(vectors, self.thresholds[at], self.level, weighs, widths, ids == 0)
         return masked
 
     def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -186,36 +188,46 @@ class OptEmbedSupernet(PruningTable):
         if self.config.per == "feature":
             named = zip((spec.name for spec in self.specs), self.thresholds.tolist(), strict=True)
             return found | {f"threshold/{name}": value for name, value in named}
-        low, middle, high = self.thresholds.detach().quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+        low, middle, high = np.quantile(self.thresholds.detach().cpu().numpy(), [0.05, 0.5, 0.95]).tolist()
         return found | {"threshold/05": low, "threshold/50": middle, "threshold/95": high}
 
 
 class _Gate(torch.autograd.Function):
     """Row mask and width mask in one pass each way.
 
-    Forward: out = 1[x > 0] w ⊙ e with x = ‖e‖₁ − t and w the width mask; rows that `always` stay are not asked for x.
+    Forward: out = 1[x > 0] m ⊙ e with x = ‖e‖₁ − (t + level) / w, m the width mask and w how much the id's norm counts;
+    rows that `always` stay are not asked for x.
     Backward: the step's gradient is replaced by h(x) = 2 − 4|x| for |x| ≤ 0.4, 0.4 up to 1, then 0 (Xu et al. 2019, as
     the paper's equation 6 has it).
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, thresholds: Tensor, widths: Tensor, always: Tensor) -> Tensor:
-        over = vectors.abs().sum(dim=-1) - thresholds
+    def forward(
+        ctx: Any,
+        vectors: Tensor,
+        thresholds: Tensor,
+        level: Tensor,
+        weighs: Tensor | float,
+        widths: Tensor,
+        always: Tensor,
+    ) -> Tensor:
+        margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
         first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
-        kept = (over > 0) | always
-        ctx.save_for_backward(vectors, over, kept, first, always)
-        ctx.thresholds_shape = thresholds.shape
+        kept = (margins > level) | always
+        ctx.save_for_backward(vectors, (margins - level) / weighs, kept, first, always)
+        ctx.thresholds_shape, ctx.weighs = thresholds.shape, weighs
         return vectors * (first & kept.unsqueeze(-1))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         vectors, over, kept, first, always = ctx.saved_tensors
         of_vectors = gradients[0] * first
         size = over.abs()
         surrogate = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1)) * ~always
         of_over = (of_vectors * vectors).sum(dim=-1) * surrogate
-        of_thresholds = -of_over.sum_to_size(ctx.thresholds_shape)
-        return of_vectors * kept.unsqueeze(-1) + of_over.unsqueeze(-1) * vectors.sign(), of_thresholds, None, None
+        of_thresholds = -(of_over / ctx.weighs).sum_to_size(ctx.thresholds_shape)
+        of_vectors = of_vectors * kept.unsqueeze(-1) + of_over.unsqueeze(-1) * vectors.sign()
+        return of_vectors, of_thresholds, None, None, None, None
 
 
 @register(

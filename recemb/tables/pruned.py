@@ -6,6 +6,7 @@ the most frequent ids: that is what a plan shows, and what a collection made fro
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
@@ -51,14 +52,19 @@ class PrunedConfig(TableConfig):
     stages: ClassVar[tuple[str, ...]] = ()
     """What training goes through, in order; the last stage trains the packed table."""
     budget_bytes: int | None = option(None, "serving bytes to keep")
-    pruned: str = option("zero", "what ids without a row read: zero (the zero vector) or shared (the unknown's row)")
+    pruned: str = option(
+        "zero", "what ids without a row read once packed: zero (the zero vector) or shared (the unknown's row)"
+    )
     traffic: float = option(
         0.5, "power of an id's training frequency that what it is worth is multiplied with; 0: as published, size alone"
     )
     ramp: float = option(1.0, "passes over the training rows in which pruning goes from nothing to the budget")
 
     def __post_init__(self) -> None:
-        self.check_at_least(budget_bytes=1, ramp=0, traffic=0)
+        self.check_at_least(budget_bytes=1)
+        for name in ("ramp", "traffic"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecembError(f"table.{name}={getattr(self, name)} must be zero or a positive number.")
         if self.pruned not in PRUNED:
             raise RecembError(f"table.pruned={self.pruned} is not known; choose one of {', '.join(PRUNED)}.")
 

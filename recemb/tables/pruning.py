@@ -59,7 +59,7 @@ class PruningTable(CompressedTable):
         (self.dim,) = dims
         self.kept_bytes: int | None = None
         self.kept_rows = sum(spec.num_embeddings for spec in specs)
-        self._due = 0.0
+        self._due = self._solved = 0.0
         self.register_buffer("level", torch.tensor(-torch.inf))
         sizes = [spec.num_embeddings for spec in specs]
         self.register_buffer("begins", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
@@ -102,15 +102,21 @@ class PruningTable(CompressedTable):
     @torch.no_grad()
     def after_step(self, weights: Sequence[Tensor], epochs: float) -> None:
         """Set the level anew once in a while."""
-        if epochs < self._due:
+        # Once the target is reached, what is kept fits the budget at once.
+        if epochs < self._due and not self._solved < self.config.ramp <= epochs:
             return
-        self._due = epochs + 1 / SOLVES_PER_EPOCH
+        self._due, self._solved = epochs + 1 / SOLVES_PER_EPOCH, epochs
         target = self.target_bytes(epochs)
         if target is not None:
             solver = self.solver(weights, _COARSE_HALVINGS)
             level = solver.level(target, self.typical_widths())
             self.level.fill_(torch.inf if math.isnan(level) else level)
             self.kept_rows = solver.rows_above(float(self.level))
+
+    @property
+    def settles(self) -> float:
+        """Passes over the training rows after which no more is pruned than the last stage will."""
+        return self.config.ramp if self.config.budget_bytes is not None else 0.0
 
     def typical_widths(self) -> list[float]:
         """Floats of a row that the bytes are reckoned with while training; fixed by the method, or an average."""
@@ -204,7 +210,7 @@ class RowSolver:
         """Keep what is above the level, of these widths or else of the full ones."""
         kept = []
         for margin in self._margins:
-            above = margin > level
+            above = margin > level if level > -math.inf else torch.ones_like(margin, dtype=torch.bool)
             above[0] = True
             kept.append(as_range(above.nonzero().squeeze(1)))
         return Structure(kept=kept, widths=widths or [spec.embedding_dim for spec in self._specs])
@@ -256,6 +262,9 @@ class EntrySolver:
 
     def structure(self, level: float, widths: Sequence[int] | None = None) -> Structure:
         """Keep what is above the level, and more of the same row where its number of entries is rounded up."""
+        dims = [self._dim] * len(self._specs)
+        if level == -math.inf:  # below every margin, be it infinite
+            return Structure(kept=[range(len(margin)) for margin in self._margins], widths=dims)
         kept, entries = [], []
         for margin in self._margins:
             per_row = self._rounded((margin > level).sum(dim=1), torch.tensor([0]))
@@ -263,7 +272,6 @@ class EntrySolver:
             place = margin[ids].argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             kept.append(as_range(ids))
             entries.append(place < per_row[ids].unsqueeze(1))
-        dims = [self._dim] * len(self._specs)
         if all(bool(one.all()) for one in entries):
             return Structure(kept=kept, widths=dims)
         return Structure(kept=kept, widths=dims, entries=entries)

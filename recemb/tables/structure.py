@@ -125,6 +125,11 @@ class Structure:
             sizes = np.diff(ends).tolist()
             if (codes < 0).any() or not all(sizes):
                 raise ValueError("other tables, or some without a row")
+            for spec, of_table in zip(specs, ids.split(sizes), strict=True):
+                if int(of_table[0]) or bool((of_table.diff() <= 0).any()) or int(of_table[-1]) >= spec.num_embeddings:
+                    raise ValueError(f"other ids of table {spec.name}")
+            if widths.min() < 1 or widths.max() > min(spec.embedding_dim for spec in specs):
+                raise ValueError("other widths")
             entries = None
             if "entries" in frame:
                 bits = torch.frombuffer(bytearray(b"".join(frame["entries"])), dtype=torch.uint8).view(len(ids), -1)

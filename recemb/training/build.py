@@ -58,10 +58,11 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
     rows = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("tables."))
     parameters = sum(parameter.nbytes for parameter in tables.method.parameters())
     constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method.")) - parameters
+    helping = sum(buffer.nbytes for buffer in tables.method.buffers())  # those that are not served too
     return {
         "tables_full": total_full_bytes(tables.specs),
         "tables_serving": rows + parameters + constants,
-        "tables_training": tables.tables.stored_bytes() + parameters + constants,
+        "tables_training": tables.tables.stored_bytes() + parameters + helping,
         # Adam holds two moments of every trained weight.
         "optimizer": tables.tables.optimizer_bytes() + 2 * sum(parameter.nbytes for parameter in trained),
         "dense": sum(tensor.nbytes for tensor in rest),

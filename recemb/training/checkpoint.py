@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
+
+from recemb.options import RecembError
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -31,10 +34,17 @@ def save_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read what `save_weights` wrote into a model of the same shape, in place."""
+    """Read what `save_weights` wrote into a model of the same shape, in place.
+
+    Raises:
+        RecembError: it is missing, damaged or of another shape.
+    """
     state = model.state_dict()
-    with _one_process():
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+    try:
+        with _one_process():
+            dcp.load(state, checkpoint_id=folder, no_dist=True)
+    except (CheckpointException, Exception) as error:  # the first is no Exception of Python's
+        raise RecembError(f"the weights in {folder} cannot be read; train them anew.") from error
     model.load_state_dict(state)
 
 

@@ -86,7 +86,8 @@ class RunFolder:
         for name in ("stages", "structure"):
             if name in earlier:
                 record[name] = earlier[name]
-        record["seconds"] = earlier.get("seconds") or 0.0
+        stages = sum(stage["seconds"] for stage in earlier.get("stages", []))
+        record["seconds"] = max(earlier.get("seconds") or 0.0, stages)
 
     def _claim(self) -> None:
         """Lock the folder for as long as this object lives; the system lets go when a process dies."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recemb.datasets import Batch, PreparedDataset
+from recemb.options import RecembError
 from recemb.tables.base import TableSpec, init_uniform_
 from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.pruning import PruningTable
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from recemb.config import RunConfig
 
 log = logging.getLogger(__name__)
+
+_JOURNAL = "search.jsonl"
 
 
 class Start(NamedTuple):
@@ -78,7 +81,7 @@ class Stages:
         pruning = self.table.pruning_table(self.specs)
         first = build(self.config, self.dataset, self.specs, pruning)
         self.record["bytes"] = count_bytes(*first)
-        self._train(first)
+        self._train(first, pruning)
         first.model.eval()
         widths = self._search(first, pruning) if pruning.searches else None
         structure = pruning.structure(first.tables.weights, widths)
@@ -101,18 +104,28 @@ class Stages:
         self.record["stages"].append({"name": name, "seconds": round(time.monotonic() - clock, 3), **results})
         self.run.write(self.record)
 
-    def _train(self, first: Built) -> None:
+    def _train(self, first: Built, pruning: PruningTable) -> None:
         """Train the table that is masked, or take its weights from where an earlier run left them."""
         name, weights = self.table.stages[0], self.run.stages / self.table.stages[0]
         self._announce(0)
-        if self._finished(name):
-            log.info("  %s is finished already", name)
-            load_weights(first.model, weights)
-            return
         clock, epochs = time.monotonic(), self.config.trainer.epochs
+        if self._finished(name):
+            try:
+                load_weights(first.model, weights)
+                log.info("  %s is finished already", name)
+                return
+            except RecembError as error:
+                log.warning("  %s: %s", name, error)
+                self.record["stages"] = []
+        (self.run.stages / _JOURNAL).unlink(missing_ok=True)  # of other weights
+        if pruning.settles > epochs:
+            log.warning(
+                "table.ramp=%g is more than trainer.epochs=%d: what is left to prune goes all at once at the end.",
+                pruning.settles, epochs,
+            )  # fmt: skip
         trainer = Trainer(
             first.model, self.dataset, self.config.trainer, self.config.seed, self.run.path, stage=name,
-            weights=weights, keep_from=min(self.table.ramp, epochs) if self.table.budget_bytes else 0.0,
+            weights=weights, keep_from=min(pruning.settles, epochs),
         )  # fmt: skip
         try:
             best = trainer.fit().best
@@ -134,7 +147,13 @@ class Stages:
             logits = [first.model(there.dense, there.sparse).cpu() for there in (one.to(device) for one in batches)]
             return binary_metrics(torch.cat(logits), labels)["auc"]
 
-        with _Journal(self.run.stages / "search.jsonl", pruning.most_candidates) as journal, torch.no_grad():
+        if not 0 < float(labels.mean()) < 1:
+            raise RecembError(
+                f"the {len(labels)} validation rows that candidates are judged by are all of one class; raise "
+                "table.search_rows."
+            )
+        most = [spec.embedding_dim for spec in self.specs]
+        with _Journal(self.run.stages / _JOURNAL, pruning.most_candidates, most) as journal, torch.no_grad():
             found = pruning.search(first.tables.weights, auc, self.config.seed, journal.known, journal.write)
         names = [spec.name for spec in self.specs]
         self._finish(
@@ -185,19 +204,23 @@ class _Journal:
     Args:
         path: the file; what an interrupted search has written there is known already.
         total: evaluations that the search will come to.
+        most: the largest width of each table; a line with others is none of this search's.
     """
 
-    def __init__(self, path: Path, total: int) -> None:
+    def __init__(self, path: Path, total: int, most: Sequence[int]) -> None:
         self.known: dict[tuple[int, ...], float] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be cut short
                 entry = json.loads(line)
-                self.known[tuple(map(int, entry["widths"]))] = float(entry["auc"])
+                widths = tuple(map(int, entry["widths"]))
+                if len(widths) == len(most) and all(1 <= one <= top for one, top in zip(widths, most, strict=True)):
+                    self.known[widths] = float(entry["auc"])
         self._file = path.open("a", encoding="utf-8")
         if lines:
             self._file.write("\n")
         self._bar = progress_bar(total, "search", " candidates")
+        self._bar.update(len(self.known))
         self._best = -math.inf
 
     def write(self, widths: tuple[int, ...], auc: float) -> None:
@@ -218,12 +241,18 @@ class _Journal:
 
 
 def _first_rows(dataset: PreparedDataset, rows: int, batch_size: int) -> Iterator[Batch]:
-    """Give validation batches of at least so many rows together, or all."""
+    """Give validation batches of at most so many rows together."""
     for batch in dataset.batches("valid", min(batch_size, rows)):
-        yield batch
         rows -= len(batch.labels)
-        if rows <= 0:
+        if rows < 0:
             return
+        yield batch
+
+
+def last_stage_record(table: PrunedConfig, trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """What the record says of the stage that trained the packed table."""
+    training, best = how_it_went(trainer)["training"], trainer.progress.best
+    return {"name": table.stages[-1], "seconds": round(seconds, 3), "training": training, "valid": best}
 
 
 def how_it_went(trainer: Trainer) -> dict[str, Any]:

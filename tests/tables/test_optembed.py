@@ -159,7 +159,7 @@ def test_the_paper_s_mode_has_no_budget():
         ({"mutation": 0.0}, "table.mutation=0.0 must be"),
         ({"parents": 1}, "table.parents is 1; it must be at least 2"),
         ({"pruned": "mean"}, "table.pruned=mean is not known"),
-        ({"ramp": -1.0}, "table.ramp is -1.0"),
+        ({"ramp": -1.0}, "table.ramp=-1.0 must be"),
     ],
 )
 def test_what_makes_no_sense_is_told(options: dict[str, object], words: str):

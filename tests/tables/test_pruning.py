@@ -171,3 +171,31 @@ def test_widths_must_be_one():
     specs = [TableSpec(name=str(dim), num_embeddings=5, embedding_dim=dim) for dim in (4, 8)]
     with pytest.raises(RecembError, match=r"pruned tables must have one width, not \[4, 8\]"):
         MagnitudeConfig().pruning_table(specs)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 8])
+def test_a_budget_for_everything_keeps_everything(dim: int):
+    """Be some entries exactly zero, the least margin there is."""
+    specs = [TableSpec(name="a", num_embeddings=300, embedding_dim=dim)]
+    for config in (PepConfig(), MagnitudeConfig(), MagnitudeConfig(unit="entry")):
+        pruning = config.fit(specs, total_full_bytes(specs)).pruning_table(specs)
+        tables = CompressedEmbeddingBagCollection(specs, pruning)
+        weights = [weight.detach().clone() for weight in tables.weights]
+        weights[0][5] = 0
+        assert pruning.structure(weights).layout(specs).serving_bytes == total_full_bytes(specs)
+
+
+def test_what_fits_is_what_is_masked_once_the_schedule_is_over():
+    specs = make_specs()
+    pruning = MagnitudeConfig(ramp=1.0).fit(specs, total_full_bytes(specs) // 8).pruning_table(specs)
+    tables = CompressedEmbeddingBagCollection(specs, pruning)
+    for epochs in (0.5, 0.97, 1.0):  # the last one would not be due yet
+        pruning.after_step(tables.weights, epochs)
+    assert float(pruning.level) == pruning.solver(tables.weights).level(total_full_bytes(specs) // 8, [16] * 4)
+
+
+@pytest.mark.parametrize("options", [{"ramp": math.nan}, {"ramp": math.inf}, {"traffic": math.inf}, {"traffic": -1.0}])
+def test_schedules_are_numbers(options: dict[str, float]):
+    (name,) = options
+    with pytest.raises(RecembError, match=f"table.{name}=.* must be zero or a positive number"):
+        MagnitudeConfig(**options)

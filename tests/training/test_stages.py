@@ -54,9 +54,9 @@ def whole(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.T
 
 
 STAGES = {
-    "optembed": ["supernet", "search"],
-    "pep": ["prune"],
-    "magnitude": ["prune"],
+    "optembed": ["supernet", "search", "retrain"],
+    "pep": ["prune", "retrain"],
+    "magnitude": ["prune", "finetune"],
 }
 
 
@@ -215,3 +215,34 @@ def test_the_paper_s_mode_runs_without_a_budget(data: Path, tmp_path: Path):
     record = record_of(tmp_path)
     assert record["budget"] is None
     assert record["kept"] < 1
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut short"])
+def test_a_stage_whose_weights_are_damaged_is_done_again(damage: str, data: Path, tmp_path: Path):
+    command = arguments(data, tmp_path, "optembed", "budget=1/4")
+    killed_when(tmp_path / "stages" / "search.jsonl", command, tmp_path)
+    if damage == "removed":
+        shutil.rmtree(tmp_path / "stages")
+    else:
+        for file in (tmp_path / "stages" / "supernet").iterdir():
+            file.write_bytes(file.read_bytes()[:100])
+        with (tmp_path / "stages" / "search.jsonl").open("a") as journal:
+            journal.write('{"widths": [99, 1], "auc": 2.0}\n')
+    assert main([*command, "resume=true"]) == 0
+    record = record_of(tmp_path)
+    assert record["status"] == "completed"
+    assert [stage["name"] for stage in record["stages"]] == ["supernet", "search", "retrain"]
+    assert record["stages"][1]["best"] <= 1
+
+
+def test_candidates_need_rows_of_both_classes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments(data, tmp_path, "optembed", "budget=1/4", "table.search_rows=1")) == 2
+    assert "the 1 validation rows that candidates are judged by are all of one class" in capsys.readouterr().err
+
+
+def test_seconds_are_those_of_all_stages(data: Path, tmp_path: Path):
+    command = arguments(data, tmp_path, "optembed", "budget=1/4")
+    killed_when(tmp_path / "kept.parquet", command, tmp_path)
+    assert main([*command, "resume=true"]) == 0
+    record = record_of(tmp_path)
+    assert record["seconds"] >= sum(stage["seconds"] for stage in record["stages"]) - 0.01
