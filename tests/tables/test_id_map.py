@@ -61,3 +61,10 @@ def test_shapes_are_kept():
     number, found = find(tensors, torch.tensor([[0, 3], [4, 9]]), longest_bucket(tensors))
     assert found.tolist() == [[True, True], [True, False]]
     assert number[found].tolist() == [0, 1, 2]
+
+
+def test_a_key_of_the_next_bucket_is_not_taken_for_one_of_this():
+    kept = np.array([0, 256 + 5, 2 * 256 + 7])
+    assert map_form(100_000, len(kept)) == "keys16"
+    check(kept, 1000, np.arange(1000))  # 5 has the low bits of the first key after its own bucket's
+    check(np.array([0, 65_536 + 5]), 200_000, np.array([0, 5, 65_536 + 5, 65_536 + 6]))
