@@ -2,10 +2,10 @@
 
 Han, Pool, Tran & Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, arXiv
 1506.02626; the gradual schedule is that of Zhu & Gupta, "To Prune, or Not to Prune", arXiv 1710.01878. The plainest way
-to prune, and on click logs a hard one to beat: what an id's row has grown to says how often the id is seen and how much
-it tells.
+to prune, and on click logs a hard one to beat.
 
-Differs from the usual code: rows and entries are really removed, and compared over all tables together.
+Differs from the usual code: rows and entries are really removed, and compared over all tables together; sizes count
+more for frequent ids (`traffic`), since row-wise optimizers move rare rows as far as frequent ones.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ class MagnitudeSearch(PruningTable):
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Set what is small to zero, but for the unknown's row where whole rows are."""
         sizes = vectors.detach().abs() if self.unit == "entry" else vectors.detach().norm(dim=-1, keepdim=True)
-        weighs = self.weighs(ids, spec)
-        kept = sizes * (weighs.unsqueeze(-1) if isinstance(weighs, Tensor) else weighs) > self.level
+        weighs = self.weighs(ids, spec).unsqueeze(-1)
+        kept = sizes * weighs > self.level
         return vectors * (kept if self.unit == "entry" else kept | (ids == 0).unsqueeze(-1))
 
     def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:

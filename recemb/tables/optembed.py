@@ -207,25 +207,25 @@ class _Gate(torch.autograd.Function):
         vectors: Tensor,
         thresholds: Tensor,
         level: Tensor,
-        weighs: Tensor | float,
+        weighs: Tensor,
         widths: Tensor,
         always: Tensor,
     ) -> Tensor:
         margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
         first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
         kept = (margins > level) | always
-        ctx.save_for_backward(vectors, (margins - level) / weighs, kept, first, always)
-        ctx.thresholds_shape, ctx.weighs = thresholds.shape, weighs
+        ctx.save_for_backward(vectors, (margins - level) / weighs, weighs, kept, first, always)
+        ctx.thresholds_shape = thresholds.shape
         return vectors * (first & kept.unsqueeze(-1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, over, kept, first, always = ctx.saved_tensors
+        vectors, over, weighs, kept, first, always = ctx.saved_tensors
         of_vectors = gradients[0] * first
         size = over.abs()
         surrogate = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1)) * ~always
         of_over = (of_vectors * vectors).sum(dim=-1) * surrogate
-        of_thresholds = -(of_over / ctx.weighs).sum_to_size(ctx.thresholds_shape)
+        of_thresholds = -(of_over / weighs).sum_to_size(ctx.thresholds_shape)
         of_vectors = of_vectors * kept.unsqueeze(-1) + of_over.unsqueeze(-1) * vectors.sign()
         return of_vectors, of_thresholds, None, None, None, None
 

@@ -63,10 +63,7 @@ class PepSearch(PruningTable):
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Shrink all entries, those of the unknown too."""
         at = spec if len(self.thresholds) > 1 else torch.zeros_like(spec)
-        weighs = self.weighs(ids, spec)
-        by = torch.sigmoid(self.thresholds[at] + self.level) / (
-            weighs.unsqueeze(-1) if isinstance(weighs, Tensor) else weighs
-        )
+        by = torch.sigmoid(self.thresholds[at] + self.level) / self.weighs(ids, spec).unsqueeze(-1)
         shrunk: Tensor = vectors.sign() * torch.relu(vectors.abs() - by)
         return shrunk
 

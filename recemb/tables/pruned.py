@@ -128,8 +128,7 @@ class PackedTable(CompressedTable):
     entries: Tensor
 
     def __init__(self, config: PrunedConfig, specs: Sequence[TableSpec], structure: Structure | None = None) -> None:
-        self.structure = structure or config.planned(specs)
-        super().__init__(config, specs, self.structure.layout(specs))
+        super().__init__(config, specs, (structure or config.planned(specs)).layout(specs))
         self._longest = longest_bucket(self.layout.constants)
         self._has_map = "before" in self.layout.constants
         self._prunes = self._has_map or "rows" in self.layout.constants

@@ -72,9 +72,9 @@ class PruningTable(CompressedTable):
         counts = torch.cat([spec.counts for spec in self.specs if spec.counts is not None]).float() + 1
         return (counts / counts.max()) ** self.config.traffic
 
-    def weighs(self, ids: Tensor, spec: Tensor) -> Tensor | float:
-        """How much the size of ids (...) of tables `spec` counts, (...)."""
-        return 1.0 if self.traffic is None else self.traffic[self.begins[spec] + ids]
+    def weighs(self, ids: Tensor, spec: Tensor) -> Tensor:
+        """How much the size of ids (...) of tables `spec` counts, (...), or () where it is 1 for all."""
+        return torch.ones_like(self.level) if self.traffic is None else self.traffic[self.begins[spec] + ids]
 
     def weighed(self, sizes: Sequence[Tensor]) -> list[Tensor]:
         """Multiply sizes (V,) or (V, D) of each table with how much they count."""

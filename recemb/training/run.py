@@ -26,7 +26,7 @@ from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.build import build, count_bytes
 from recemb.training.record import RunFolder
-from recemb.training.stages import Stages, Start, how_it_went, last_stage_record, merge_bytes
+from recemb.training.stages import Stages, Start, how_it_went, merge_bytes, of_training, stage_record
 from recemb.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
             started = time.monotonic()
             _fit_and_test(trainer, record, run)
             if isinstance(table, PrunedConfig):
-                record["stages"].append(last_stage_record(table, trainer, time.monotonic() - started))
+                record["stages"].append(stage_record(table.stages[-1], started, **of_training(trainer)))
         finally:
             record |= how_it_went(trainer)
             trainer.close()

@@ -101,7 +101,7 @@ class Stages:
         return next((stage for stage in self.record["stages"] if stage["name"] == name), None)
 
     def _finish(self, name: str, clock: float, **results: Any) -> None:
-        self.record["stages"].append({"name": name, "seconds": round(time.monotonic() - clock, 3), **results})
+        self.record["stages"].append(stage_record(name, clock, **results))
         self.run.write(self.record)
 
     def _train(self, first: Built, pruning: PruningTable) -> None:
@@ -128,10 +128,10 @@ class Stages:
             weights=weights, keep_from=min(pruning.settles, epochs),
         )  # fmt: skip
         try:
-            best = trainer.fit().best
+            trainer.fit()
         finally:
             trainer.close()
-        self._finish(name, clock, training=how_it_went(trainer)["training"], valid=best)
+        self._finish(name, clock, **of_training(trainer))
 
     def _search(self, first: Built, pruning: PruningTable) -> Sequence[int]:
         """Search for the widths of features by AUC on validation rows."""
@@ -249,10 +249,14 @@ def _first_rows(dataset: PreparedDataset, rows: int, batch_size: int) -> Iterato
         yield batch
 
 
-def last_stage_record(table: PrunedConfig, trainer: Trainer, seconds: float) -> dict[str, Any]:
-    """What the record says of the stage that trained the packed table."""
-    training, best = how_it_went(trainer)["training"], trainer.progress.best
-    return {"name": table.stages[-1], "seconds": round(seconds, 3), "training": training, "valid": best}
+def stage_record(name: str, clock: float, **results: Any) -> dict[str, Any]:
+    """What the record says of a stage that began at `clock`, by time.monotonic()."""
+    return {"name": name, "seconds": round(time.monotonic() - clock, 3), **results}
+
+
+def of_training(trainer: Trainer) -> dict[str, Any]:
+    """The results of a stage that trained something."""
+    return {"training": how_it_went(trainer)["training"], "valid": trainer.progress.best}
 
 
 def how_it_went(trainer: Trainer) -> dict[str, Any]:

@@ -130,8 +130,10 @@ class Trainer:
         self.writer = SummaryWriter(str(folder))
         self.progress = Progress()
         self.tables = [module for module in model.modules() if isinstance(module, FusedTables)]
-        self.collections = [m for m in model.modules() if isinstance(m, CompressedEmbeddingBagCollection)]
-        own = [optimizer for collection in self.collections for optimizer in collection.method.optimizers()]
+        collections = [m for m in model.modules() if isinstance(m, CompressedEmbeddingBagCollection)]
+        # The weights are looked up by name once, not at every step.
+        self.methods = [(collection.method, collection.weights) for collection in collections]
+        own = [optimizer for method, _ in self.methods for optimizer in method.optimizers()]
         of_methods = {id(one) for optimizer in own for group in optimizer.param_groups for one in group["params"]}
         dense = [one for one in model.parameters() if one.requires_grad and id(one) not in of_methods]
         self.optimizer = torch.optim.AdamW(dense, lr=config.lr, weight_decay=config.weight_decay)
@@ -165,8 +167,8 @@ class Trainer:
                         self._scale_rates(1 - self.progress.steps / total)
                     self._step(batch)
                     self.progress.epochs = epoch + number / batches
-                    for collection in self.collections:
-                        collection.method.after_step(collection.weights, self.progress.epochs)
+                    for method, weights in self.methods:
+                        method.after_step(weights, self.progress.epochs)
                     bar.update(len(batch.labels))
                     if number in pauses or len(self._unread) >= _STEPS_PER_LOOK:
                         self._read_losses(bar)
@@ -214,8 +216,8 @@ class Trainer:
         batch = batch.to(self.device)
         loss = F.binary_cross_entropy_with_logits(self.model(batch.dense, batch.sparse), batch.labels)
         total = loss
-        for collection in self.collections:
-            if (penalty := collection.method.penalty()) is not None:
+        for method, _ in self.methods:
+            if (penalty := method.penalty()) is not None:
                 total = total + penalty
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -261,7 +263,7 @@ class Trainer:
         progress, monitor = self.progress, self.config.monitor
         for name, value in metrics.items():
             self._log(f"valid/{name}", value)
-        for name, value in (item for one in self.collections for item in one.method.scalars().items()):
+        for name, value in (item for method, _ in self.methods for item in method.scalars().items()):
             self._log(f"tables/{name}", value)
         if math.isnan(metrics[monitor]):
             raise RecembError(
