@@ -18,10 +18,13 @@ check_platform()
 _HOMES = {
     "CompressedEmbeddingBagCollection": "recemb.tables.collection",
     "FusedOptimizer": "recemb.tables.storage",
+    "Packing": "recemb.packing.swap",
     "RecembError": "recemb.options",
     "TableSpec": "recemb.tables.base",
+    "compress": "recemb.packing.swap",
     "get_table": "recemb.tables.registry",
     "list_tables": "recemb.tables.registry",
+    "load": "recemb.packing.load",
 }
 __all__ = list(_HOMES)
 __version__ = "0.1.0"

@@ -1,9 +1,10 @@
-"""The command line: `recemb prepare | plan | train | report | tables`. The only file that prints."""
+"""The command line, `recemb VERB ...`: the only file that prints."""
 
 import argparse
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(_VERBS)}.")
     # A service manager's stop is a person's Ctrl-C: both leave a readable record.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a note to those who write torchrec
     try:
         status = _VERBS[verb](rest)
         sys.stdout.flush()  # a reader that has gone is noticed here and not at exit
@@ -140,7 +142,14 @@ def _plan_job(composed: Any, as_json: bool) -> None:
 
     config = to_plan_config(composed)
     features = known_features(config.dataset, _asked_of_data(HydraConfig.get().overrides.task))
-    plan = make_plan(features, config.table, config.model, config.budget, dataset=config.dataset.name)
+    plan = make_plan(
+        features,
+        config.table,
+        config.model,
+        config.budget,
+        precision=config.precision,
+        dataset=config.dataset.name,
+    )
     print(json.dumps(plan.to_dict(), indent=2) if as_json else plan_text(plan), flush=True)
 
 
@@ -163,6 +172,52 @@ def _report(arguments: list[str]) -> int:
     return _OK
 
 
+def _compress(arguments: list[str]) -> int:
+    parser = pages.compress_parser()
+    options, overrides = parser.parse_known_intermixed_args(arguments)
+    from recemb.packing.compress import Finetuning, compress_run
+    from recemb.training.reopen import open_run
+
+    if options.table is None and options.precision == "fp32":
+        raise RecembError("nothing is asked for: give a --table with a --budget, a --precision, or both.")
+    table = None if options.table is None else _table_config(options.table, overrides)
+    if table is None and overrides:
+        raise RecembError(f"{overrides[0]} is an option of a table; name the table with --table.")
+    run = open_run(options.run, options.data)
+    record = compress_run(
+        run,
+        options.out,
+        table=table,
+        budget=options.budget,
+        precision=options.precision,
+        finetuning=Finetuning(steps=options.finetune, lr_factor=options.lr_factor),
+        overwrite=options.overwrite,
+        command=shlex.join(["recemb", "compress", *arguments]),
+    )
+    print(pages.compressed(record, options.out))
+    return _OK
+
+
+def _table_config(name: str, overrides: Sequence[str]) -> Any:
+    """Make the options of a table from `table.option=value` texts."""
+    if wrong := [override for override in overrides if not re.fullmatch(r"table\.\w+=.*", override, re.DOTALL)]:
+        raise RecembError(f"{wrong[0]!r} cannot be read: options of a table are given as table.name=value.")
+    schema = OmegaConf.structured(get_table(name).config)
+    values = OmegaConf.from_dotlist([override.removeprefix("table.") for override in overrides])
+    return OmegaConf.to_object(OmegaConf.merge(schema, values))
+
+
+def _export(arguments: list[str]) -> int:
+    options = pages.export_parser().parse_args(arguments)
+    from recemb.packing.export import export
+    from recemb.training.reopen import open_run
+
+    run = open_run(options.run, options.data)
+    exported = export(run, options.out, options.to.split(","), overwrite=options.overwrite)
+    print(pages.exported(exported))
+    return _OK
+
+
 def _tables(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print("recemb tables         list the table methods\nrecemb tables NAME    explain one")
@@ -177,6 +232,8 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
     "plan": _plan,
     "train": _train,
+    "compress": _compress,
+    "export": _export,
     "report": _report,
     "tables": _tables,
 }

@@ -17,11 +17,15 @@ from recemb.datasets import DATASETS, DatasetConfig
 from recemb.models import MODELS, ModelConfig
 from recemb.options import RecembError, option
 from recemb.tables.base import TableConfig
-from recemb.tables.registry import list_tables, method_of
+from recemb.tables.precision import PRECISIONS, check_precision
+from recemb.tables.registry import config_from_dict, list_tables, method_of
 from recemb.training.trainer import TrainerConfig
 
 _Config = TypeVar("_Config", bound="RunConfig | PlanConfig")
 _BUDGET_HELP = "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
+_PRECISION_HELP = (
+    f"how served rows are held: {', '.join(PRECISIONS)}; training is in fp32, and a budget counts what is served"
+)
 
 
 @dataclass(kw_only=True)
@@ -33,6 +37,7 @@ class RunConfig:
     model: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     budget: Any = option(None, _BUDGET_HELP)
+    precision: str = option("fp32", _PRECISION_HELP)
     seed: int = option(0, "seed of the initial weights and the order of the rows")
     overwrite: bool = option(False, "replace a completed run in the same folder")
     resume: bool = option(
@@ -42,6 +47,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.overwrite and self.resume:
             raise RecembError("overwrite=true and resume=true contradict each other; give one of them.")
+        check_precision(self.precision)
         if self.budget is not None:
             parse_budget(self.budget, 1 << 62)  # an unreadable budget is told before any data is looked at
         if not 0 <= self.seed < 2**63:
@@ -57,6 +63,27 @@ class RunConfig:
         ):
             values[group] = {"name": name, **values[group]}
         return values
+
+
+def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """Read what `RunConfig.to_dict` wrote, as a run's record has it.
+
+    Raises:
+        RecembError: it is none of this version's configs.
+    """
+    rest = {name: value for name, value in values.items() if name != "compressed"}  # what a run was made from
+    try:
+        groups: dict[str, Any] = {"table": config_from_dict(rest.pop("table"))}
+        for group, classes in (("dataset", DATASETS), ("model", MODELS)):
+            options = dict(rest.pop(group))
+            config = classes[options.pop("name")]
+            known = {field.name for field in dataclasses.fields(config)}
+            groups[group] = config(**{name: value for name, value in options.items() if name in known})
+        return RunConfig(**groups, trainer=TrainerConfig(**rest.pop("trainer")), **rest)
+    except RecembError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecembError(f"the run's configuration is of another version of recemb, or damaged ({error}).") from error
 
 
 @dataclass(kw_only=True)
@@ -80,8 +107,10 @@ class PlanConfig:
     table: Any = MISSING
     model: Any = MISSING
     budget: Any = option(None, _BUDGET_HELP)
+    precision: str = option("fp32", _PRECISION_HELP)
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.budget is not None:
             parse_budget(self.budget, 1 << 62)
 

@@ -1,13 +1,17 @@
 """The texts of `--help` and `recemb tables`, made from the config classes and the registry."""
 
+import argparse
 import inspect
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
+from recemb.budget import format_bytes
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig
 from recemb.models import ModelConfig
 from recemb.options import Option, options_of
+from recemb.tables.precision import PRECISIONS
 from recemb.tables.registry import Method, list_tables
 from recemb.training.trainer import TrainerConfig
 
@@ -19,6 +23,9 @@ OVERVIEW = """recemb: embedding-table compression for recommenders
                                     show what a method would hold; allocates nothing
   recemb train table=hashing budget=1/16
                                     train one model; -m a,b sweeps
+  recemb compress RUN --table low_rank --budget 1/8 --precision int8 --out SMALLER
+                                    make a trained run's tables smaller, without training it anew
+  recemb export RUN --out FOLDER    carry model and tables away: safetensors, torch.export, ONNX
   recemb report runs                gather runs into a table and a page
   recemb tables [NAME]              list the methods, or explain one
 
@@ -81,6 +88,96 @@ def prepare_help() -> str:
     for name, node in GROUPS["dataset"].items():
         parts += [f"With dataset={name}:", _columns(_rows(options_of(node), "dataset."))]
     return "\n".join(parts)
+
+
+def compress_parser() -> argparse.ArgumentParser:
+    """The arguments of `recemb compress`."""
+    from recemb.packing.compress import Finetuning, approximating_methods
+
+    parser = argparse.ArgumentParser(
+        prog="recemb compress",
+        usage="recemb compress RUN --out DIR [--table TABLE] [--budget BUDGET] [--precision PRECISION] "
+        "[--finetune STEPS] [table.OPTION=VALUE ...]",
+        description="Make the tables of a trained run smaller without training it anew. The result is a run of its "
+        "own, compared with the first one on the same test rows.",
+    )
+    defaults = {option.name: option for option in options_of(Finetuning)}
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a completed run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new run")
+    parser.add_argument(
+        "--table",
+        help=f"what shall hold the tables: {', '.join(approximating_methods())}; left out, they stay as they are",
+    )
+    parser.add_argument(
+        "--budget", help="serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help=f"how rows are held: {', '.join(PRECISIONS)} (default: fp32)"
+    )
+    parser.add_argument(
+        "--finetune", type=int, default=defaults["steps"].default, metavar="STEPS",
+        help=f"{defaults['steps'].help} (default: {defaults['steps'].default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lr-factor", type=float, default=defaults["lr_factor"].default, metavar="FACTOR",
+        help=f"{defaults['lr_factor'].help} (default: {defaults['lr_factor'].default})",
+    )  # fmt: skip
+    _add_common(parser)
+    return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """The arguments of `recemb export`."""
+    from recemb.packing.export import FORMS
+
+    parser = argparse.ArgumentParser(
+        prog="recemb export",
+        description="Write a trained run's model and its tables alone, with the vocabulary and how to load each, into "
+        "one folder; every form is compared with the run's own model on real rows before the folder appears.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a completed run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--to", default=",".join(FORMS), metavar="FORMS", help=f"some of {','.join(FORMS)} (default: all of them)"
+    )
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="where the run's prepared data lies, if it was moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command left in --out")
+
+
+def compressed(record: dict[str, Any], folder: Path) -> str:
+    """What `recemb compress` says at its end."""
+    before, change = record["compressed"], record["compressed"]["change"]
+    rows: list[tuple[str, ...]] = [
+        ("", "before", "after", "change, and 95 % interval"),
+        (
+            "table bytes",
+            format_bytes(before["bytes"]["tables_serving"]),
+            format_bytes(record["bytes"]["tables_serving"]),
+            f"{before['bytes']['tables_serving'] / record['bytes']['tables_serving']:.3g}x smaller",
+        ),
+    ]
+    for name in ("auc", "logloss"):
+        interval = f"{change[name]['mean']:+.4f} [{change[name]['low']:+.4f}, {change[name]['high']:+.4f}]"
+        values = (f"{one['metrics']['test'][name]:.4f}" for one in (before, record))
+        rows.append((f"test {name}", *values, interval))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{record['method']}, kept {record['kept']:.4g}: {folder}"])
+
+
+def exported(result: Any) -> str:
+    """What `recemb export` says at its end."""
+    rows = [(name, format_bytes(size)) for name, size in result.files.items()]
+    largest = max(result.checked.values())
+    return (
+        f"{_columns(rows)}tables {format_bytes(result.tables_bytes)}; logits as the run's on {result.rows:,} rows, "
+        f"largest difference {largest:.1e}: {result.folder}"
+    )
 
 
 def tables_list() -> str:

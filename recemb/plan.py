@@ -26,6 +26,7 @@ class PlannedTable:
         name: its name.
         rows: number of rows.
         width: floats a row.
+        held: how rows are held when served: the precision asked for, or a finer one that takes no more bytes.
         bytes: of all rows.
         features: the logical tables that look it up, each once.
     """
@@ -33,6 +34,7 @@ class PlannedTable:
     name: str
     rows: int
     width: int
+    held: str
     bytes: int
     features: list[str]
 
@@ -120,6 +122,7 @@ class Plan:
         budget: the budget as it was given, or None.
         budget_bytes: the budget in bytes, or None.
         embedding_dim: D, the width of a full table's vectors.
+        precision: how rows are asked to be held when served.
         table: the method's `name` and its options, sizes set.
         learned: training decides which rows are held, within the budget; the tables here are those of the most frequent
             ids, which the budget stands for before.
@@ -135,6 +138,7 @@ class Plan:
     budget: str | None
     budget_bytes: int | None
     embedding_dim: int
+    precision: str
     table: dict[str, Any]
     learned: bool
     features: list[PlannedFeature]
@@ -154,6 +158,7 @@ def make_plan(
     model: ModelConfig,
     budget: str | int | float | None = None,
     *,
+    precision: str = "fp32",
     dataset: str = "",
 ) -> Plan:
     """Lay a method out for the features of a data set.
@@ -163,12 +168,13 @@ def make_plan(
         table: the method; the budget sets its sizes.
         model: says how wide vectors are.
         budget: serving bytes, as `parse_budget` reads them; None takes the sizes as configured.
+        precision: how rows are held once served; a budget counts their bytes in it.
         dataset: name of the data set, for the plan.
 
     Raises:
         RecembError: the budget or an option does not fit these features.
     """
-    specs = table_specs(features, model)
+    specs = table_specs(features, model, precision)
     fitted = sized(table, budget, specs)
     layout = fitted.layout(specs)
     return Plan(
@@ -177,6 +183,7 @@ def make_plan(
         budget=None if budget is None else str(budget),
         budget_bytes=None if budget is None else parse_budget(budget, total_full_bytes(specs)),
         embedding_dim=model.embedding_dim,
+        precision=precision,
         table=config_to_dict(fitted),
         learned=fitted.learns,
         features=_features(specs, layout),
@@ -212,7 +219,7 @@ def known_features(dataset: DatasetConfig, asked: Collection[str] = ()) -> list[
         ) from error
 
 
-def table_specs(features: Sequence[Feature], model: ModelConfig) -> list[TableSpec]:
+def table_specs(features: Sequence[Feature], model: ModelConfig, precision: str = "fp32") -> list[TableSpec]:
     """Describe one logical table for each categorical feature, of the width and start that the model asks for."""
     return [
         TableSpec(
@@ -223,6 +230,7 @@ def table_specs(features: Sequence[Feature], model: ModelConfig) -> list[TableSp
             max_length=feature.max_length,
             init_std=model.init_std,
             raw_ids=feature.raw,
+            precision=precision,
         )
         for feature in features
     ]
@@ -271,7 +279,9 @@ def _tables(specs: Sequence[TableSpec], layout: Layout) -> list[PlannedTable]:
         for table in dict.fromkeys(lookups):
             users[table].append(spec.name)
     return [
-        PlannedTable(name=table.name, rows=table.rows, width=table.dim, bytes=table.bytes, features=features)
+        PlannedTable(
+            name=table.name, rows=table.rows, width=table.dim, held=table.held, bytes=table.bytes, features=features
+        )
         for table, features in zip(layout.tables, users, strict=True)
     ]
 
@@ -285,7 +295,7 @@ def _totals(specs: Sequence[TableSpec], layout: Layout) -> Totals:
         parameters_bytes=parts["parameters"],
         constants_bytes=parts["constants"],
         bytes=layout.serving_bytes,
-        trained=(parts["rows"] + parts["parameters"]) // FLOAT32_BYTES,
+        trained=sum(table.rows * table.dim for table in layout.tables) + parts["parameters"] // FLOAT32_BYTES,
         full_bytes=full_bytes,
         full_trained=full_bytes // FLOAT32_BYTES,
         kept=layout.serving_bytes / full_bytes,

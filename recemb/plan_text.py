@@ -24,10 +24,13 @@ def _header(plan: Plan) -> list[str]:
     budget = "no budget"
     if plan.budget_bytes is not None:
         budget = f"budget {plan.budget} = {plan.budget_bytes:,} bytes ({format_bytes(plan.budget_bytes)})"
+    held = "" if plan.precision == "fp32" else f", rows in {plan.precision}"
+    if other := sorted({table.held for table in plan.tables} - {plan.precision}):
+        held += f" ({', '.join(other)} where rows are so narrow that this takes no more bytes)"
     return [
         line
         for text in (
-            f"table={plan.table['name']} for dataset={plan.dataset}, vectors {plan.embedding_dim} wide, {budget}",
+            f"table={plan.table['name']} for dataset={plan.dataset}, vectors {plan.embedding_dim} wide, {budget}{held}",
             f"options: {' '.join(options)}",
         )
         for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

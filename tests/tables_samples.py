@@ -31,7 +31,8 @@ class Variant(NamedTuple):
         return get_table(self.method).config(**self.options)
 
 
-VARIANTS = [Variant(method.name, method.name) for method in list_tables()] + [
+# A part more of pq is a byte more for every id of a table.
+VARIANTS = [Variant(method.name, method.name, coarse=method.name == "pq") for method in list_tables()] + [
     Variant("hashing-plain", "hashing", {"threshold": 0}),
     Variant("mixed_dimension-feature", "mixed_dimension", {"blocks": "feature"}),
     Variant("mixed_dimension-powers", "mixed_dimension", {"power_of_two": True, "num_blocks": 16}, coarse=True),
@@ -46,6 +47,7 @@ VARIANTS = [Variant(method.name, method.name) for method in list_tables()] + [
     Variant("magnitude-shared", "magnitude", {"pruned": "shared"}),
     Variant("multiplexed-plain", "multiplexed", {"threshold": 0}),
     Variant("multiplexed-probes", "multiplexed", {"probes": 2}, divides=2),
+    Variant("pq-centroids", "pq", {"centroids": 16}, coarse=True),
 ]
 
 SIZES = {"gender": 3, "city": 307, "item": 5000, "user": 1201}

@@ -100,6 +100,31 @@ def test_people_get_aligned_columns_that_fit_a_terminal(method: str, capsys: pyt
     assert f"{1 / totals['kept']:.3g}x smaller" in said
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_counts_the_bytes_of_a_precision(method: str, capsys: pytest.CaptureFixture[str]):
+    arguments = [f"table={method}", f"budget={BUDGET}", "dataset=criteo_kaggle_shape"]
+    plan = planned(capsys, *arguments, "precision=int8")
+    totals = plan["totals"]
+    assert plan["precision"] == "int8"
+    assert totals["bytes"] <= plan["budget_bytes"]
+    assert totals["rows_bytes"] == sum(table["bytes"] for table in plan["tables"])
+    for table in plan["tables"]:
+        row = {"int8": table["width"] + 4, "fp16": 2 * table["width"]}[table["held"]]
+        assert table["bytes"] == table["rows"] * row
+    if method != "pq":  # whose bytes are mostly codes
+        assert totals["trained"] > 1.2 * planned(capsys, *arguments)["totals"]["trained"]
+
+
+def test_people_are_told_of_the_precision(capsys: pytest.CaptureFixture[str]):
+    arguments = ["dataset=criteo_kaggle_shape", "precision=int8"]
+    assert main(["plan", "table=full", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "no budget, rows in int8" in text
+    assert "kept 0.3125" in text
+    assert main(["plan", "table=low_rank", "table.rank=2", *arguments]) == 0
+    assert "rows in int8 (fp16 where rows are so narrow" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_shared_table_is_printed_once_with_its_users(capsys: pytest.CaptureFixture[str]):
     plan = planned(capsys, "table=multiplexed", "table.probes=2", "budget=1/16")
     (shared,) = [table for table in plan["tables"] if len(table["features"]) > 1]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from recemb.datasets.bags import Bags
+from recemb.datasets.spelling import AsTheyAre, Decimal, Numbers, Spelling
 from recemb.datasets.splits import PROTOCOLS
 from recemb.options import RecembError, option
 
@@ -114,6 +115,19 @@ class DatasetConfig:
     def open(self, *, on_bad_rows: str) -> RowSource:
         """Check the source and return it, ready to be read; reads no more than file sizes."""
         raise NotImplementedError
+
+    @classmethod
+    def spelling(cls, feature: str) -> Spelling:  # noqa: ARG003 - for those that do not fit
+        """Say how the raw values of a categorical feature are written: tokens in decimal, where nothing else is said.
+
+        What preparation does with a text and what the spelling does with it must be the same.
+        """
+        return Decimal()
+
+    @classmethod
+    def numbers(cls, feature: str) -> Numbers:  # noqa: ARG003
+        """Say how numbers of a dense feature are written and transformed: not at all, where nothing else is said."""
+        return AsTheyAre()
 
     def describe_features(self, asked: Collection[str] = ()) -> "list[Feature]":
         """Say what is known of the categorical features without reading a row; in the order of a batch's keys.

@@ -13,7 +13,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from recemb.datasets.base import RawChunk
-from recemb.datasets.hexadecimal import decode_tokens
+from recemb.datasets.hexadecimal import decode_tokens, parts_of
+from recemb.datasets.spelling import Numbers
 from recemb.datasets.text import Block
 from recemb.options import RecembError
 
@@ -74,10 +75,38 @@ def transform_integers(feature: str, values: np.ndarray) -> np.ndarray:
         (n,) float32. The logarithm is taken in float64, whose last bit may differ between processors, so that the
         rounded result does not.
     """
-    lowest, shift = (-3.0, 4.0) if feature == "I2" else (0.0, 1.0)
+    lowest, shift = _bounds(feature)
     values = np.maximum(values, lowest)
     values += shift
     return np.log(values, out=values).astype(np.float32)
+
+
+def _bounds(feature: str) -> tuple[float, float]:
+    """Return what an integer is cut off at from below, and what is then added to it."""
+    return (-3.0, 4.0) if feature == "I2" else (0.0, 1.0)
+
+
+class LogOfIntegers(Numbers):
+    """Integers of 64 bits and their logarithms, as `transform_integers` has them.
+
+    Args:
+        feature: its name.
+    """
+
+    def __init__(self, feature: str) -> None:
+        self._feature = feature
+        lowest, shift = _bounds(feature)
+        self.kind = f"log_{shift:g}_plus"
+        self.formula = f"natural logarithm of max(x, {lowest:g}) + {shift:g}, in float64, rounded to float32"
+
+    def read(self, text: bytes) -> float | None:
+        """Read an integer; preparation takes nothing else, 1.5 neither."""
+        number = _read_integer(text)
+        return None if number is None else float(number)
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Take the logarithms."""
+        return transform_integers(self._feature, values)
 
 
 def _parse_plain(text: bytes, position: int) -> RawChunk:
@@ -102,7 +131,7 @@ def _parse_plain(text: bytes, position: int) -> RawChunk:
     tokens: list[np.ndarray] = []
     missing: list[np.ndarray | None] = []
     for column in columns[14:]:
-        offsets, data = _parts(column)
+        offsets, data = parts_of(column)
         decoded = decode_tokens(offsets, data)
         if decoded is None:
             raise NotPlain
@@ -111,15 +140,8 @@ def _parse_plain(text: bytes, position: int) -> RawChunk:
     return RawChunk(labels, dense, tokens, missing, position)
 
 
-def _parts(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (n + 1,) int32 offsets and the uint8 bytes of a binary column."""
-    _, offsets, data = column.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    return ends, np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8)
-
-
 def _decode_labels(column: pa.BinaryArray) -> np.ndarray:
-    offsets, data = _parts(column)
+    offsets, data = parts_of(column)
     labels = data[offsets[0] : offsets[-1]] - np.uint8(ord("0"))
     if len(labels) != len(column) or np.any(np.diff(offsets) != 1) or np.any(labels > 1):
         raise NotPlain
@@ -162,7 +184,8 @@ def _diagnose(line: bytes) -> tuple[str, str, str] | None:
         if name == "label":
             good, reason, needed = field in (b"0", b"1"), "label", "0 or 1"
         elif name in DENSE:
-            good, reason, needed = _is_integer(field), "integer", "an integer of 64 bits"
+            good = not field or _read_integer(field) is not None
+            reason, needed = "integer", "an integer of 64 bits"
         else:
             good, reason, needed = not field or bool(_TOKEN.fullmatch(field)), "category", "1 to 8 hexadecimal digits"
         if not good:
@@ -172,16 +195,13 @@ def _diagnose(line: bytes) -> tuple[str, str, str] | None:
     return None
 
 
-def _is_integer(field: bytes) -> bool:
-    if not field:
-        return True
+def _read_integer(field: bytes) -> int | None:
     # int() is quadratic in the length, and no integer of 64 bits has more than 20 characters but for leading zeros.
     digits = field.removeprefix(b"-").lstrip(b"0")
-    return (
-        bool(_INTEGER.fullmatch(field))
-        and len(digits) <= 19
-        and -(2**63) <= int(field[:1].strip(b"0123456789") + (digits or b"0")) < 2**63
-    )
+    if not _INTEGER.fullmatch(field) or len(digits) > 19:
+        return None
+    number = int(field[:1].strip(b"0123456789") + (digits or b"0"))
+    return number if -(2**63) <= number < 2**63 else None
 
 
 def _is_utf8(field: bytes) -> bool:

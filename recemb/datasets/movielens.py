@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
-from recemb.datasets.movielens_text import BadRows, read_movies, read_ratings, read_users
+from recemb.datasets.movielens_text import BadRows, read_movies, read_ratings, read_users, spelling_of
 from recemb.datasets.parallel import ordered
+from recemb.datasets.spelling import Spelling
 from recemb.datasets.text import Block, describe, find_files, read_blocks
 from recemb.options import RecembError, option
 
@@ -48,6 +49,11 @@ class MovieLens1MConfig(DatasetConfig):
     def open(self, *, on_bad_rows: str) -> RowSource:
         """Find the three files."""
         return MovieLensRows(self.source, on_bad_rows, self.genres)
+
+    @classmethod
+    def spelling(cls, feature: str) -> Spelling:
+        """Say how each feature is written."""
+        return spelling_of(feature)
 
 
 class MovieLensRows(RowSource):

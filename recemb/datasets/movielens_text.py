@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from recemb.datasets.bags import Bags
+from recemb.datasets.spelling import TOKENS, Decimal, Listed, OneByOne, Spelling, read_whole_number
 from recemb.datasets.text import Block
 from recemb.options import RecembError
 
@@ -27,7 +28,7 @@ _RATING_FIELDS = ("user", "movie", "rating", "timestamp")
 _PARSE = csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False, escape_char=False)
 _CONVERT = csv.ConvertOptions(column_types=dict.fromkeys(_RATING_FIELDS, pa.int64()))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TOKENS = 1 << 32
+_GENDER_TOKENS = {b"F": ord("F"), b"M": ord("M")}
 _GENRE_TOKENS = {name.encode(): token for token, name in enumerate(GENRES, 1)}
 # Zip codes of 5 to 9 digits without a hyphen come first, the shorter before the longer; then those with one.
 _ZIP_LENGTHS = range(5, 10)
@@ -101,6 +102,41 @@ def zip_token(text: bytes) -> int:
     return base + int(digits)
 
 
+def zip_text(token: int) -> str:
+    """Return the zip code that has a number."""
+    if token >= _ZIP_PLUS_FOUR:
+        digits = f"{token - _ZIP_PLUS_FOUR:09d}"
+        return f"{digits[:5]}-{digits[5:]}"
+    length = next(n for n in _ZIP_LENGTHS if token < (10 ** (n + 1) - 10**5) // 9)
+    return f"{token - (10**length - 10**5) // 9:0{length}d}"
+
+
+class ZipCode(OneByOne):
+    """A zip code; only a text, since a number has lost its leading zeros."""
+
+    kind = "zip_code"
+    words = "a zip code of 5 to 9 digits or of the form 12345-6789"
+
+    def token(self, text: bytes) -> int | None:
+        """Number a code."""
+        try:
+            return zip_token(text)
+        except BadField:
+            return None
+
+    def text(self, token: int) -> str:
+        """Return the code."""
+        return zip_text(token)
+
+
+def spelling_of(feature: str) -> Spelling:
+    """Say how the values of a feature are written."""
+    listed = {"gender": _GENDER_TOKENS, "genres": _GENRE_TOKENS}
+    if feature in listed:
+        return Listed(listed[feature])
+    return ZipCode() if feature == "zip" else Decimal()
+
+
 def read_users(blocks: Iterable[Block], bad: BadRows) -> list[np.ndarray]:
     """Read users.dat: user::gender::age::occupation::zip.
 
@@ -111,9 +147,9 @@ def read_users(blocks: Iterable[Block], bad: BadRows) -> list[np.ndarray]:
 
     def parse(text: bytes) -> tuple[int, ...]:
         user, gender, age, occupation, code = _fields(text, 5)
-        if gender not in (b"F", b"M"):
+        if gender not in _GENDER_TOKENS:
             raise BadField("gender", f"{_shown(gender)} is not F or M")
-        tokens = _number("user", user), gender[0], _number("age", age), _number("occupation", occupation)
+        tokens = _number("user", user), _GENDER_TOKENS[gender], _number("age", age), _number("occupation", occupation)
         return _once("user", tokens[0], seen), *tokens[1:], zip_token(code)
 
     rows = list(_good(blocks, parse, bad))
@@ -224,11 +260,10 @@ def _fields(text: bytes, needed: int) -> list[bytes]:
     return fields
 
 
-def _number(field: str, text: bytes, limit: int = _TOKENS) -> int:
-    # The length is looked at first: int() is quadratic in it, and refuses very long texts in its own words.
-    if text.isdigit() and len(text.lstrip(b"0")) <= 19 and (number := int(text.lstrip(b"0") or b"0")) < limit:
-        return number
-    raise BadField(field, f"{_shown(text)} is not a whole number from 0 to {limit - 1}")
+def _number(field: str, text: bytes, limit: int = TOKENS) -> int:
+    if (number := read_whole_number(text, limit)) is None:
+        raise BadField(field, f"{_shown(text)} is not a whole number from 0 to {limit - 1}")
+    return number
 
 
 def _once(field: str, number: int, seen: set[int]) -> int:

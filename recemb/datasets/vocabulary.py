@@ -142,19 +142,7 @@ class Vocabulary:
 
     def mapper(self) -> Mapper:
         """Return the function that looks values up."""
-        keys = np.delete(self.values, self.missing) if self.missing >= 0 else self.values
-        index = pd.Index(keys)
-        missing_id = self.missing + 1
-
-        def ids_of(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
-            ids = (index.get_indexer(tokens) + 1).astype(np.int32)
-            if missing_id:
-                ids += (ids >= missing_id).view(np.int8)  # the missing value has no key, so later keys sit one low
-            if missing is not None:
-                ids[missing] = missing_id
-            return ids
-
-        return ids_of
+        return number_by(self.values, self.missing)
 
     def feed(self, digest: Digest, name: str) -> None:
         """Add to a fingerprint what the ids of the feature stand for."""
@@ -180,14 +168,32 @@ class RawIds:
 
     def mapper(self) -> Mapper:
         """Return the function that widens values."""
-        return _widen
+        return widen
 
     def feed(self, digest: Digest, name: str) -> None:
         """Add the feature to a fingerprint; its ids say all by themselves."""
         digest.update(f"{name} raw".encode())
 
 
-def _widen(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+def number_by(values: np.ndarray, missing_entry: int) -> Mapper:
+    """Return the function that looks values up; see `Vocabulary` for the two arguments."""
+    keys = np.delete(values, missing_entry) if missing_entry >= 0 else values
+    index = pd.Index(keys)
+    missing_id = missing_entry + 1
+
+    def ids_of(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+        ids = (index.get_indexer(tokens) + 1).astype(np.int32)
+        if missing_id:
+            ids += (ids >= missing_id).view(np.int8)  # the missing value has no key, so later keys sit one low
+        if missing is not None:
+            ids[missing] = missing_id
+        return ids
+
+    return ids_of
+
+
+def widen(tokens: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """Return raw ids, (n,) int64: the tokens themselves, and -1 for a missing value."""
     ids = tokens.astype(np.int64)
     if missing is not None:
         ids[missing] = -1

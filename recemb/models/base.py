@@ -1,14 +1,36 @@
 """What a backbone is: a config that builds a module over any collection."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.options import RecembError, option
-from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.collection import BagConfig
+
+
+class Tables(Protocol):
+    """What a backbone needs of a collection."""
+
+    def __call__(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up."""
+
+    def embedding_bag_configs(self) -> list[BagConfig]:
+        """The logical tables, with the widths of their vectors."""
+
+
+class Backbone(Protocol):
+    """What a backbone is: whatever looks vectors up, its head can be given them."""
+
+    def __call__(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Look up and predict: (B, K) float32 with NaN = missing, and ids by feature, to logits (B,)."""
+
+    def head(self, dense_features: Tensor, vectors: Tensor) -> Tensor:
+        """Predict from (B, K) float32, NaN = missing, and (B, sum of widths) vectors of all features: logits (B,)."""
 
 
 @dataclass(kw_only=True)
@@ -29,10 +51,14 @@ class ModelConfig:
         if not 0 < self.init_std < math.inf:
             raise RecembError(f"model.init_std={self.init_std} must be a positive number.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Write the config as plain JSON types, the backbone's name first."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
     def check_widths(self, widths: Sequence[int]) -> None:
         """Raise where the model cannot take vectors of these widths, one for each logical table."""
 
-    def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
+    def build(self, tables: Tables, dense_sample: Tensor) -> nn.Module:
         """Build the module.
 
         Args:
@@ -40,6 +66,6 @@ class ModelConfig:
             dense_sample: (n, K) float32 dense features of training rows, NaN = missing, to scale inputs by.
 
         Returns:
-            A module that maps (dense (B, K), sparse KeyedJaggedTensor) to logits (B,).
+            A `Backbone` that maps (dense (B, K), sparse KeyedJaggedTensor) to logits (B,).
         """
         raise NotImplementedError(f"{type(self).__name__} must build a module.")

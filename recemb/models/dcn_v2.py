@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
+from torchrec.modules import crossnet
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.models.base import ModelConfig
+from recemb.models.base import ModelConfig, Tables
 from recemb.models.dense import DenseEncoder
 from recemb.models.layers import check_at_least, check_widths, mlp
 from recemb.options import RecembError, option
-from recemb.tables.collection import CompressedEmbeddingBagCollection
 
 STRUCTURES = ("stacked", "parallel")
 
@@ -51,7 +51,7 @@ class DCNv2Config(ModelConfig):
             raise RecembError(f"model.structure={self.structure} is not known; choose {' or '.join(STRUCTURES)}.")
         check_at_least("dense_bins", self.dense_bins, 2)
 
-    def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
+    def build(self, tables: Tables, dense_sample: Tensor) -> nn.Module:
         """Build DCN V2 over these tables."""
         return DCNv2(tables, dense_sample, self)
 
@@ -65,7 +65,7 @@ class DCNv2(nn.Module):
         config: the options.
     """
 
-    def __init__(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DCNv2Config) -> None:
+    def __init__(self, tables: Tables, dense_sample: Tensor, config: DCNv2Config) -> None:
         super().__init__()
         self.tables = tables
         self.encoder = DenseEncoder(dense_sample, config.dense_bins, config.embedding_dim, config.init_std)
@@ -74,9 +74,9 @@ class DCNv2(nn.Module):
         # torchrec starts matrices by Xavier's rule and biases at zero: W x_0 is as large as x_0, so that a product of
         # two small vectors starts far smaller than the vector it is added to, and a layer starts near the identity.
         if config.cross_rank is None:
-            self.cross: nn.Module = CrossNet(width, config.cross_layers)
+            self.cross: nn.Module = FullCross(width, config.cross_layers)
         elif config.cross_rank <= width:
-            self.cross = LowRankCrossNet(width, config.cross_layers, config.cross_rank)
+            self.cross = crossnet.LowRankCrossNet(width, config.cross_layers, config.cross_rank)
         else:
             raise RecembError(
                 f"model.cross_rank={config.cross_rank} is more than the {width} numbers that the vectors hold side by "
@@ -98,11 +98,29 @@ class DCNv2(nn.Module):
         Returns:
             (B,) logits.
         """
+        return self.head(dense_features, self.tables(sparse_features).values())
+
+    def head(self, dense_features: Tensor, vectors: Tensor) -> Tensor:
+        """Predict from looked-up vectors; see `recemb.models.base.Backbone`."""
         scaled, bins = self.encoder(dense_features)
-        inputs = torch.cat([self.tables(sparse_features).values(), scaled, bins.flatten(1)], dim=1)
+        inputs = torch.cat([vectors, scaled, bins.flatten(1)], dim=1)
         crossed = self.cross(inputs)
         if self.parallel:
             crossed = torch.cat([crossed, self.deep(inputs)], dim=1)
         else:
             crossed = self.deep(crossed)
         return self.last(crossed).squeeze(1)
+
+
+class FullCross(crossnet.CrossNet):
+    """torchrec's cross layers with one matrix product for the whole batch.
+
+    torchrec multiplies the matrix with every row by itself, which is slower and cannot be exported for any batch size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Cross (B, N) with itself, layer after layer: (B, N)."""
+        crossed = input
+        for matrix, bias in zip(self.kernels, self.bias, strict=True):
+            crossed = input * F.linear(crossed, matrix, bias.squeeze(1)) + crossed
+        return crossed

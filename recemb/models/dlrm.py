@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torchrec.models import dlrm as torchrec_dlrm
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.models.base import ModelConfig
+from recemb.models.base import ModelConfig, Tables
 from recemb.models.dense import DenseEncoder
 from recemb.models.layers import check_at_least, check_widths, mlp
 from recemb.options import RecembError, option
-from recemb.tables.collection import CompressedEmbeddingBagCollection
 
 
 @dataclass(kw_only=True)
@@ -49,7 +48,7 @@ class DLRMConfig(ModelConfig):
                 f"{sorted(set(widths))}; model=dcn_v2 takes several."
             )
 
-    def build(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor) -> nn.Module:
+    def build(self, tables: Tables, dense_sample: Tensor) -> nn.Module:
         """Build DLRM over these tables."""
         return DLRM(tables, dense_sample, self)
 
@@ -63,7 +62,7 @@ class DLRM(torchrec_dlrm.DLRM):
         config: the options.
     """
 
-    def __init__(self, tables: CompressedEmbeddingBagCollection, dense_sample: Tensor, config: DLRMConfig) -> None:
+    def __init__(self, tables: Tables, dense_sample: Tensor, config: DLRMConfig) -> None:
         widths = [table.embedding_dim for table in tables.embedding_bag_configs()]
         config.check_widths(widths)
         dim = widths[0]
@@ -93,10 +92,14 @@ class DLRM(torchrec_dlrm.DLRM):
         Returns:
             (B,) logits.
         """
+        return self.head(dense_features, self.sparse_arch(sparse_features).flatten(1))
+
+    def head(self, dense_features: Tensor, vectors: Tensor) -> Tensor:
+        """Predict from looked-up vectors; see `recemb.models.base.Backbone`."""
         scaled, bins = self.encoder(dense_features)
         if not dense_features.shape[1]:
-            scaled = dense_features.new_ones(len(dense_features), 1)
-        vectors = torch.cat([self.sparse_arch(sparse_features), bins], dim=1)
+            scaled = dense_features.new_ones(dense_features.shape[0], 1)
+        vectors = torch.cat([vectors.unflatten(1, (-1, bins.shape[2])), bins], dim=1)
         first_order = vectors[:, :, 0].sum(dim=1)
         crossed = self.inter_arch(self.dense_arch(scaled), vectors)
         return self.over_arch(crossed).squeeze(1) + first_order

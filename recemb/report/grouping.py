@@ -26,7 +26,8 @@ Item = TypeVar("Item")
 class Point:
     """One point of a chart: runs that share all but the seed.
 
-    `method` is the series' name without variant; "full" with fewer bytes than the full table is "full, narrower".
+    `method` is the series' name without variant; "full" with fewer bytes than the full table is "full, narrower", or
+    "full, int8" where its rows are held in fewer bits.
     `variant` names the options that set this series apart from another of the same method, and is mostly empty.
     """
 
@@ -244,7 +245,10 @@ def _point_key(run: Run) -> tuple[Any, ...]:
 
 
 def _method(run: Run) -> str:
-    return NARROWER if run.method == FULL and (run.kept or 1.0) < 1.0 else run.method
+    if run.method != FULL or (run.kept or 1.0) >= 1.0:
+        return run.method
+    precision = run.config.get("precision", "fp32")
+    return NARROWER if precision == "fp32" else f"{FULL}, {precision}"
 
 
 def _same_size(one: Run, other: Run) -> bool:

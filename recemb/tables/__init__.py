@@ -11,4 +11,5 @@ from recemb.tables import (  # noqa: F401 - importing a method registers it; the
     optembed,
     pep,
     magnitude,
+    pq,
 )

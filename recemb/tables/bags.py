@@ -1,7 +1,10 @@
 """Bags of ids as flat tensors: where they begin, which one an id is in, and what is left of them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
@@ -37,3 +40,22 @@ def pool(vectors: Tensor, lengths: Tensor) -> Tensor:
     """Add up the vectors (N, D) of each of the bags, whose (B,) lengths add up to N."""
     bag = torch.repeat_interleave(lengths)
     return vectors.new_zeros(len(lengths), vectors.shape[1]).index_add(0, bag, vectors)
+
+
+def flat_ids(features: KeyedJaggedTensor, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Write a batch as serving tables take it.
+
+    Args:
+        features: ids by feature.
+        keys: the F features, in the order that is asked for.
+
+    Returns:
+        values (N,) int64, feature after feature, and offsets (F, B + 1) int64: bag b of feature f is
+        values[offsets[f, b] : offsets[f, b + 1]].
+    """
+    here = features.keys()
+    if here != list(keys):
+        features = features.permute([here.index(name) for name in keys])
+    bags = features.stride()
+    rows = torch.arange(len(keys), device=features.device()).unsqueeze(1) * bags
+    return features.values(), offsets_of(features.lengths())[rows + torch.arange(bags + 1, device=rows.device)]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from recemb.budget import FLOAT32_BYTES
 from recemb.hashing import salt_of
 from recemb.options import RecembError
+from recemb.tables.precision import check_precision, held_as, row_bytes
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,7 @@ class TableSpec:
         init_std: standard deviation of a full table's entries before training. Every method starts its vectors with it.
         raw_ids: ids are any 64-bit integers, such as hashes of raw values, instead of 0 to V - 1; V is then only what
             shares of a full table refer to. Methods that hash take such ids, see `CompressedTable.takes_raw_ids`.
+        precision: how rows are held once they are served (`recemb.tables.precision`); training is in fp32.
     """
 
     name: str
@@ -51,8 +53,10 @@ class TableSpec:
     max_length: int | None = None
     init_std: float = 0.01
     raw_ids: bool = False
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         self.feature_names = self.feature_names or [self.name]
         for what in ("num_embeddings", "embedding_dim"):
             if getattr(self, what) < 1:
@@ -75,22 +79,41 @@ class TableSpec:
         """Bytes of the uncompressed fp32 table."""
         return self.num_embeddings * self.embedding_dim * FLOAT32_BYTES
 
+    @property
+    def popularity(self) -> Tensor:
+        """(V,) float64, how much an id counts where tables are approximated: its training frequency and one more."""
+        if self.counts is None:
+            return torch.ones(self.num_embeddings, dtype=torch.float64)
+        return self.counts.double() + 1
+
+    def physical(self, rows: int, dim: int, name: str | None = None, init_std: float | None = None) -> "PhysicalTable":
+        """Describe rows that are held for this table, named and started as it is unless said otherwise."""
+        std = self.init_std if init_std is None else init_std
+        return PhysicalTable(self.name if name is None else name, rows, dim, std, self.precision)
+
 
 class PhysicalTable(NamedTuple):
     """Memory that is really held: `rows` rows of `dim` floats, started uniformly with standard deviation `init_std`.
 
-    A standard deviation of 0 starts the rows at zero.
+    A standard deviation of 0 starts the rows at zero. Served rows are held in `precision`, or in what takes fewer bytes
+    at this width (`held`).
     """
 
     name: str
     rows: int
     dim: int
     init_std: float
+    precision: str = "fp32"
+
+    @property
+    def held(self) -> str:
+        """How rows are held when served."""
+        return held_as(self.dim, self.precision)
 
     @property
     def bytes(self) -> int:
-        """Bytes in fp32."""
-        return self.rows * self.dim * FLOAT32_BYTES
+        """Bytes when served."""
+        return self.rows * row_bytes(self.dim, self.precision)
 
 
 class DenseParameter(NamedTuple):
@@ -204,6 +227,43 @@ class TableConfig:
             RecembError: no sizes fit; the sentence names the least possible budget.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how it meets a budget.")
+
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> "Approximation":
+        """Make tables whose vectors are as near to given ones as this config's sizes allow, without training.
+
+        Near means the squared distance, each id counted as often as it is looked up (`TableSpec.popularity`).
+
+        Args:
+            specs: the logical tables.
+            vectors: (V, D) float32 of each.
+            seed: of whatever is random in it.
+
+        Raises:
+            RecembError: the method has no way to.
+        """
+        raise RecembError(
+            f"{type(self).__name__.removesuffix('Config')} tables cannot be made from trained ones, only trained; "
+            "`recemb compress --help` lists what can."
+        )
+
+    @classmethod
+    def approximates(cls) -> bool:
+        """Whether such tables can be made from trained ones."""
+        return cls.approximate is not TableConfig.approximate
+
+
+class Approximation(NamedTuple):
+    """Tables that were made from given vectors instead of trained.
+
+    Attributes:
+        method: the module, its parameters and constants set.
+        weights: (rows, d) float32 of each physical table, in the layout's order.
+        structure: what is kept, for methods that learn that (`recemb.tables.structure.Structure`).
+    """
+
+    method: "CompressedTable"
+    weights: list[Tensor]
+    structure: Any = None
 
 
 class CompressedTable(nn.Module):
@@ -358,6 +418,11 @@ def init_orthogonal_(weight: Tensor, std: float, name: str, seed: int) -> None:
 
 def _generator(weight: Tensor, name: str, seed: int) -> torch.Generator:
     return torch.Generator(device=weight.device).manual_seed(salt_of(name, seed) & (2**63 - 1))
+
+
+def total_held_bytes(specs: Sequence[TableSpec]) -> int:
+    """Bytes of every id's row at full width, in the precision that each table is served in."""
+    return sum(spec.num_embeddings * row_bytes(spec.embedding_dim, spec.precision) for spec in specs)
 
 
 def total_full_bytes(specs: Sequence[TableSpec]) -> int:

@@ -1,5 +1,6 @@
 """CompressedEmbeddingBagCollection: a torchrec-shaped collection over any method of the family."""
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from recemb.tables.base import (
     init_uniform_,
     total_full_bytes,
 )
+from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
 from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, lanes_of
 
@@ -47,6 +49,11 @@ class CompressedEmbeddingBagCollection(nn.Module):
             autograd and any torch optimizer can see.
         seed: fixes the initial weights; two collections of one seed are equal.
         device: where the weights live.
+        rows: (rows, width) of each physical table, to be held for serving as the specs' precisions say; `config` is
+            then the module that they belong to. See `quantized`, which passes them.
+
+    Attributes:
+        features: the features that are looked up, in the order of the result.
 
     Example::
 
@@ -70,6 +77,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         optimizer: FusedOptimizer | None = None,
         seed: int = 0,
         device: torch.device | None = None,
+        rows: Sequence[Tensor] | None = None,
     ) -> None:
         super().__init__()
         self._in_layout: Tensor
@@ -79,11 +87,13 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._spec: Tensor
         self._place: Tensor
         _check_names(specs)
+        if rows is not None and (optimizer is not None or not isinstance(config, CompressedTable)):
+            raise RecembError("rows= holds trained rows for serving: pass their own module, and no optimizer.")
         self.specs = list(specs)
         method = config if isinstance(config, CompressedTable) else create_table(config, specs)
         self.method: CompressedTable = method.to(device)
         layout = self.method.layout
-        self._features = [name for spec in specs for name in spec.feature_names]
+        self.features = [name for spec in specs for name in spec.feature_names]
         self._spec_of_feature = [index for index, spec in enumerate(specs) for _ in spec.feature_names]
         self._dims = [layout.dims[index] for index in self._spec_of_feature]
         self._single = all(spec.max_length == 1 for spec in specs)
@@ -104,29 +114,33 @@ class CompressedEmbeddingBagCollection(nn.Module):
             sorted((i for i, one in enumerate(lookups) if one.reader == reader), key=lambda i: lookups[i].in_layout)
             for reader in range(len(readers))
         ]
-        self._one_lookup_each = [one.reader for one in lookups] == list(range(len(self._features)))
+        self._one_lookup_each = [one.reader for one in lookups] == list(range(len(self.features)))
         # Where combine puts rows side by side and they are looked up in that order, the lookup has done it already.
         in_order = [place for places in self._places for place in places]
         self._combines = not self.method.concatenates or in_order != sorted(in_order)
         self._part_widths, self._parts_of_run = self._find_parts([layout.tables[one.table].dim for one in lookups])
         lookup_tables = [one.table for one in lookups]
-        self.tables: PlainTables | FusedTables = (
-            PlainTables(layout.tables, lookup_tables, device)
-            if optimizer is None
-            else FusedTables(layout.tables, lookup_tables, optimizer, device, by_value=self._by_value)
-        )
+        self.tables: PlainTables | FusedTables | QuantizedTables
+        if rows is not None:
+            self.tables = QuantizedTables(layout.tables, lookup_tables, rows, by_value=self._by_value)
+        elif optimizer is not None:
+            self.tables = FusedTables(layout.tables, lookup_tables, optimizer, device, by_value=self._by_value)
+        else:
+            self.tables = PlainTables(layout.tables, lookup_tables, device)
         in_layout = [one.in_layout for one in lookups]
+        least, most = id_ranges(specs)
         for name, numbers in (
             ("_in_layout", in_layout),
-            ("_least", [_least_id(specs[index]) for index in self._spec_of_feature]),
-            ("_most", [_most_id(specs[index]) for index in self._spec_of_feature]),
+            ("_least", [least[index] for index in self._spec_of_feature]),
+            ("_most", [most[index] for index in self._spec_of_feature]),
             ("_permutation", [one.reader for one in lookups]),
             ("_spec", self._spec_of_feature),
             ("_place", [in_layout.index(table) for table in range(len(layout.tables))] if layout.alternatives else []),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
-        self._start(layout, seed)
+        if rows is None:
+            self._start(layout, seed)
 
     def _start(self, layout: Layout, seed: int) -> None:
         """Give all weights the values that training starts from."""
@@ -157,10 +171,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
             part_widths += [sum(widths[place] for place in position) for position in zip(*places, strict=True)]
         return part_widths, parts_of_run
 
-    def _order_of(self, tables: Sequence[PhysicalTable]) -> Callable[["_Lookup"], tuple[int, ...]]:
+    def _order_of(self, tables: Sequence[PhysicalTable]) -> Callable[["_Lookup"], tuple[int | str, ...]]:
         """Say how lookups are ordered: those of one table side by side, as FBGEMM wants them."""
         if self._by_value:
-            return lambda one: (tables[one.table].dim, one.table)
+            return lambda one: (tables[one.table].dim, tables[one.table].held, one.table)
         if self.method.elementwise:
             # The first lookups of all tables of a run, then the second ones, ...: combine takes each as one block.
             run_of = [number for number, run in enumerate(self._runs) for _ in run]
@@ -169,10 +183,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
     def embedding_bag_configs(self) -> list[BagConfig]:
         """Describe the logical tables the way torchrec's models read them; a narrower table says its own width."""
-        return [
-            BagConfig(spec.name, spec.num_embeddings, dim, spec.feature_names)
-            for spec, dim in zip(self.specs, self.method.layout.dims, strict=True)
-        ]
+        return bag_configs(self.specs, self.method.layout)
 
     @property
     def kept(self) -> float:
@@ -182,8 +193,24 @@ class CompressedEmbeddingBagCollection(nn.Module):
     @property
     def weights(self) -> list[Tensor]:
         """The physical tables' weights (rows, width), in the layout's order."""
+        if isinstance(self.tables, QuantizedTables):
+            raise RecembError("quantized tables hold packed rows and no weights; ask the collection they were made of.")
         names = [table.name for table in self.method.layout.tables]
         return [self.tables.get_parameter(f"embedding_bags.{name}.weight") for name in names]
+
+    def quantized(self) -> "CompressedEmbeddingBagCollection":
+        """Make the collection that serves these tables: rows held as the specs' precisions say, on the CPU.
+
+        It takes and gives what this one does, and holds exactly the layout's serving bytes. Nothing in it is trained,
+        and nothing of it is shared with this one.
+
+        Raises:
+            RecembError: the tables are still being pruned, or a number is too large for half precision.
+        """
+        if self.method.gates:
+            raise RecembError("tables that are still being pruned cannot be served; serve the packed table.")
+        method = copy.deepcopy(self.method).cpu().requires_grad_(False)
+        return CompressedEmbeddingBagCollection(self.specs, method, rows=self.weights).train(self.training)
 
     def serving_tensors(self) -> dict[str, Tensor]:
         """Give every tensor that serving the tables needs, by name."""
@@ -310,7 +337,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         return pooled.view(bags, features * self._dims[0])
 
     def _keyed(self, values: Tensor) -> KeyedTensor:
-        return KeyedTensor(keys=self._features, length_per_key=self._dims, values=values)
+        return KeyedTensor(keys=self.features, length_per_key=self._dims, values=values)
 
     def _ordered(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Bring the features into the collection's order: ids (N,) and lengths (F, B)."""
@@ -321,20 +348,20 @@ class CompressedEmbeddingBagCollection(nn.Module):
             raise RecembError("the batch has another number of bags for each feature; all must have the same.")
         if features.values().is_floating_point():
             raise RecembError(f"ids must be integers, and the batch holds {features.values().dtype}.")
-        if keys != self._features:
-            missing = [name for name in self._features if name not in keys]
+        if keys != self.features:
+            missing = [name for name in self.features if name not in keys]
             if missing:
                 raise RecembError(
                     f"the batch lacks feature {missing[0]!r}; it holds {', '.join(keys)}, "
-                    f"and the collection needs {', '.join(self._features)}."
+                    f"and the collection needs {', '.join(self.features)}."
                 )
-            features = features.permute([keys.index(name) for name in self._features])
-        return features.values(), features.lengths().view(len(self._features), -1)
+            features = features.permute([keys.index(name) for name in self.features])
+        return features.values(), features.lengths().view(len(self.features), -1)
 
     def _is_uniform(self, ids: Tensor, lengths: Tensor) -> bool:
         """Whether every bag holds exactly one id; raises where a bag holds more although max_length is 1."""
         if lengths.numel() and int(lengths.max()) > 1:
-            feature = self._features[int(lengths.amax(dim=1).argmax())]
+            feature = self.features[int(lengths.amax(dim=1).argmax())]
             raise RecembError(
                 f"feature {feature}: a bag holds {int(lengths.max())} ids, but its table was made for one at most "
                 "(max_length=1); make the TableSpec with max_length=None."
@@ -354,7 +381,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             position = int(outside.nonzero()[0])
             most = int(self._most[feature_of_id[position]])
             raise RecembError(
-                f"feature {self._features[int(feature_of_id[position])]}: id {int(flat[position])} is out of range; "
+                f"feature {self.features[int(feature_of_id[position])]}: id {int(flat[position])} is out of range; "
                 f"its table has {most + 1} ids, 0 to {most}."
             )
 
@@ -391,9 +418,17 @@ def _check_names(specs: Sequence[TableSpec]) -> None:
             )
 
 
-def _least_id(spec: TableSpec) -> int:
-    return -(2**63) if spec.raw_ids else 0
+def id_ranges(specs: Sequence[TableSpec]) -> tuple[list[int], list[int]]:
+    """Give the least and the greatest id of each table."""
+    return (
+        [-(2**63) if spec.raw_ids else 0 for spec in specs],
+        [2**63 - 1 if spec.raw_ids else spec.num_embeddings - 1 for spec in specs],
+    )
 
 
-def _most_id(spec: TableSpec) -> int:
-    return 2**63 - 1 if spec.raw_ids else spec.num_embeddings - 1
+def bag_configs(specs: Sequence[TableSpec], layout: Layout) -> list[BagConfig]:
+    """Describe logical tables the way torchrec's models read them; a narrower table says its own width."""
+    return [
+        BagConfig(spec.name, spec.num_embeddings, dim, spec.feature_names)
+        for spec, dim in zip(specs, layout.dims, strict=True)
+    ]

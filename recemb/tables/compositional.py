@@ -166,26 +166,26 @@ class CompositionalConfig(TableConfig):
         """Describe the rows of one partition of `count`."""
         dim, std = spec.embedding_dim, spec.init_std
         if count == 1:
-            return [PhysicalTable(spec.name, partition.buckets, dim, std)]
+            return [spec.physical(partition.buckets, dim)]
         name = f"{spec.name}:{partition.name}"
         if self.combine == "multiply":
-            return [PhysicalTable(name, partition.buckets, dim, std ** (1 / count))]
+            return [spec.physical(partition.buckets, dim, name, std ** (1 / count))]
         if self.combine == "add":
-            return [PhysicalTable(name, partition.buckets, dim, std / math.sqrt(count))]
+            return [spec.physical(partition.buckets, dim, name, std / math.sqrt(count))]
         if self.combine == "concat":
             if dim % count:
                 raise RecembError(
                     f"table {spec.name}: {count} rows side by side cannot make a vector {dim} wide "
                     "(model.embedding_dim); with combine=concat the number of partitions must divide it."
                 )
-            return [PhysicalTable(name, partition.buckets, dim // count, std)]
+            return [spec.physical(partition.buckets, dim // count, name)]
         if number == 0:
-            return [PhysicalTable(name, partition.buckets, dim, std)]
+            return [spec.physical(partition.buckets, dim, name)]
         # Both layers start with one deviation, at which the net keeps the variance of its input; biases start at zero.
         weights = (2 / (dim * self.hidden)) ** 0.25
         return [
-            PhysicalTable(f"{name}:weights", partition.buckets, 2 * dim * self.hidden, weights),
-            PhysicalTable(f"{name}:biases", partition.buckets, self.hidden + dim, 0.0),
+            spec.physical(partition.buckets, 2 * dim * self.hidden, f"{name}:weights", weights),
+            spec.physical(partition.buckets, self.hidden + dim, f"{name}:biases", 0.0),
         ]
 
 

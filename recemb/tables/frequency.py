@@ -17,7 +17,8 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import option
-from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.base import Approximation, CompressedTable, Layout, TableConfig, TableSpec
+from recemb.tables.projection import with_shared_row
 from recemb.tables.registry import register
 
 
@@ -36,8 +37,7 @@ class FrequencyConfig(TableConfig):
         kept = most_frequent(specs, candidates if self.keep is None else min(self.keep, candidates))
         return Layout(
             tables=[
-                PhysicalTable(spec.name, 1 + kept_ids, spec.embedding_dim, spec.init_std)
-                for spec, kept_ids in zip(specs, kept, strict=True)
+                spec.physical(1 + kept_ids, spec.embedding_dim) for spec, kept_ids in zip(specs, kept, strict=True)
             ],
             lookups=[[index] for index in range(len(specs))],
             dims=[spec.embedding_dim for spec in specs],
@@ -55,6 +55,13 @@ class FrequencyConfig(TableConfig):
             return everything
         candidates = sum(spec.num_embeddings - 1 for spec in specs)
         return dataclasses.replace(self, keep=largest_within(budget_bytes, bytes_at, 0, candidates, "table=frequency"))
+
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
+        """Keep the rows of kept ids; the shared row is the mean of those that share it."""
+        method = FrequencyTable(self, specs)
+        tables = zip(specs, vectors, method.layout.tables, strict=True)
+        rows = [with_shared_row(vector, spec.popularity, table.rows) for spec, vector, table in tables]
+        return Approximation(method, rows)
 
 
 def most_frequent(specs: Sequence[TableSpec], keep: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
-from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.base import Approximation, CompressedTable, Layout, TableConfig, TableSpec
 from recemb.tables.registry import register
 
 
@@ -36,10 +36,7 @@ class FullConfig(TableConfig):
                 )
         widths = [self.width or spec.embedding_dim for spec in specs]
         return Layout(
-            tables=[
-                PhysicalTable(spec.name, spec.num_embeddings, width, spec.init_std)
-                for spec, width in zip(specs, widths, strict=True)
-            ],
+            tables=[spec.physical(spec.num_embeddings, width) for spec, width in zip(specs, widths, strict=True)],
             lookups=[[index] for index in range(len(specs))],
             dims=widths,
         )
@@ -52,6 +49,15 @@ class FullConfig(TableConfig):
 
         widest = min(spec.embedding_dim for spec in specs)
         return dataclasses.replace(self, width=largest_within(budget_bytes, bytes_at, 1, widest, "table=full"))
+
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
+        """Take the vectors as they are."""
+        if any(width != vector.shape[1] for width, vector in zip(self.layout(specs).dims, vectors, strict=True)):
+            raise RecembError(
+                "table=full gets smaller by narrower vectors only, which a trained backbone cannot take; "
+                "choose another precision or another table."
+            )
+        return Approximation(FullTable(self, specs), list(vectors))
 
 
 @register("full", FullConfig, summary="every id has a row of its own; narrower vectors under a budget")

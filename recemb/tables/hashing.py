@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recemb.hashing import KEEPS_IDS, hash_or_keep, salt_of
 from recemb.options import option
-from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec
 from recemb.tables.registry import register
 from recemb.tables.sizing import fit_rows
 
@@ -48,10 +48,7 @@ class HashingConfig(TableConfig):
         rows = self.rows_of(specs)
         whole = [count == spec.num_embeddings and not spec.raw_ids for spec, count in zip(specs, rows, strict=True)]
         return Layout(
-            tables=[
-                PhysicalTable(spec.name, count, spec.embedding_dim, spec.init_std)
-                for spec, count in zip(specs, rows, strict=True)
-            ],
+            tables=[spec.physical(count, spec.embedding_dim) for spec, count in zip(specs, rows, strict=True)],
             lookups=[[index] for index in range(len(specs))],
             dims=[spec.embedding_dim for spec in specs],
             constants={}

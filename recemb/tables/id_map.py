@@ -75,8 +75,9 @@ def find(tensors: Mapping[str, Tensor], ids: Tensor, longest: int) -> tuple[Tens
     if "words" in tensors:
         word, bit = ids >> 6, ids & (_WORD - 1)
         bits = tensors["words"][word]
-        below = bits & ((torch.ones_like(bit) << bit) - 1)
-        return tensors["ranks"][word] + _count_bits(below), ((bits >> bit) & 1).bool()
+        # Functions where shifts differ from element to element: ONNX knows these, and not the operators.
+        below = bits & (torch.bitwise_left_shift(torch.ones_like(bit), bit) - 1)
+        return tensors["ranks"][word] + _count_bits(below), (torch.bitwise_right_shift(bits, bit) & 1).bool()
     keys = tensors["keys"]
     bits_of_key = keys.element_size() * 8
     bucket, wanted = ids >> bits_of_key, ids & (2**bits_of_key - 1)

@@ -10,7 +10,6 @@ that two factors would not make smaller stays whole.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
-from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
-from recemb.tables.projection import narrower, projection, widened
+from recemb.tables.base import Approximation, CompressedTable, Layout, TableConfig, TableSpec
+from recemb.tables.projection import factorized, narrower, projection, widened
 from recemb.tables.registry import register
+from recemb.tables.sizing import running_ids, smallest_first
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class LowRankConfig(TableConfig):
             )
         more = (self.rank - int(self.rank)) * sum(spec.num_embeddings for spec in specs)
         ranks = [0] * len(specs)
-        for index, ids in zip(_smallest_first(specs), _running_ids(specs), strict=True):
+        for index, ids in zip(smallest_first(specs), running_ids(specs), strict=True):
             spec = specs[index]
             ranks[index] = narrower(spec.num_embeddings, int(self.rank) + (ids <= more), spec.embedding_dim)
         return ranks
@@ -56,10 +56,7 @@ class LowRankConfig(TableConfig):
         """Hold the tall factor as rows, the small one as a projection."""
         ranks = self.ranks_of(specs)
         return Layout(
-            tables=[
-                PhysicalTable(spec.name, spec.num_embeddings, rank, spec.init_std)
-                for spec, rank in zip(specs, ranks, strict=True)
-            ],
+            tables=[spec.physical(spec.num_embeddings, rank) for spec, rank in zip(specs, ranks, strict=True)],
             lookups=[[index] for index in range(len(specs))],
             dims=[spec.embedding_dim for spec in specs],
             parameters=[
@@ -76,7 +73,7 @@ class LowRankConfig(TableConfig):
             return whole
         total = sum(spec.num_embeddings for spec in specs)
         # Half an id more than the tables that shall have the higher rank, so that rounding cannot leave one out.
-        shares = [0.0, *((ids + 0.5) / total for ids in _running_ids(specs)[:-1])]
+        shares = [0.0, *((ids + 0.5) / total for ids in running_ids(specs)[:-1])]
 
         def rank_at(step: int) -> float:
             return 1 + step // len(specs) + shares[step % len(specs)]
@@ -88,14 +85,16 @@ class LowRankConfig(TableConfig):
         step = largest_within(budget_bytes, bytes_at, 0, last, "table=low_rank")
         return dataclasses.replace(self, rank=rank_at(step))
 
-
-def _smallest_first(specs: Sequence[TableSpec]) -> list[int]:
-    return sorted(range(len(specs)), key=lambda index: specs[index].num_embeddings)
-
-
-def _running_ids(specs: Sequence[TableSpec]) -> list[int]:
-    """Ids of the smallest table, of the two smallest, ..."""
-    return list(itertools.accumulate(specs[index].num_embeddings for index in _smallest_first(specs)))
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
+        """Factorize each table by its singular values, popular ids counting more."""
+        method = LowRankTable(self, specs)
+        weights = []
+        for spec, vector, table in zip(specs, vectors, method.layout.tables, strict=True):
+            if table.dim < spec.embedding_dim:
+                vector, matrix = factorized(vector, spec.popularity, table.dim)
+                method.get_parameter(f"projection:{spec.name}").data.copy_(matrix)
+            weights.append(vector)
+        return Approximation(method, weights)
 
 
 @register(

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from recemb.options import RecembError, option
-from recemb.tables.base import TableSpec
+from recemb.tables.base import Approximation, TableSpec
 from recemb.tables.pruned import LastStage, PackedTable, PrunedConfig
 from recemb.tables.pruning import PruningTable
 from recemb.tables.registry import register
@@ -48,6 +49,15 @@ class MagnitudeConfig(PrunedConfig):
     def last_stage(self) -> LastStage:
         """Go on with the weights that are left."""
         return LastStage(restarts=False, epochs=self.finetune_epochs, lr_factor=self.finetune_lr)
+
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
+        """Keep the largest rows or entries, popular ids counting more, within the budget."""
+        self.check_trainable()
+        structure = self.pruning_table(specs).structure(vectors)
+        method = MagnitudeTable(self, specs, structure.layout(specs))
+        weights = [torch.empty(table.rows, table.dim) for table in method.layout.tables]
+        structure.pack_into(weights, vectors.__getitem__)
+        return Approximation(method, weights, structure)
 
     def pruning_table(self, specs: Sequence[TableSpec]) -> "MagnitudeSearch":
         """Make the table whose small rows or entries are masked."""

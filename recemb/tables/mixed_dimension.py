@@ -29,8 +29,17 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
-from recemb.tables.base import CompressedTable, DenseParameter, Layout, PhysicalTable, TableConfig, TableSpec
-from recemb.tables.projection import narrower, projection, widened
+from recemb.tables.base import (
+    Approximation,
+    CompressedTable,
+    DenseParameter,
+    Layout,
+    PhysicalTable,
+    TableConfig,
+    TableSpec,
+)
+from recemb.tables.blocks import block_of
+from recemb.tables.projection import factorized, narrower, projection, widened, with_shared_row
 from recemb.tables.registry import register
 
 BLOCKS = ("feature", "popularity")
@@ -121,6 +130,24 @@ class MixedDimensionConfig(TableConfig):
         wider = largest_within(budget_bytes, lambda n: bytes_at(alpha, steps, n), 0, ids, what)
         return dataclasses.replace(self, alpha=alpha, scale=scale_at(steps), wider=wider or None)
 
+    def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
+        """Factorize each block by its singular values; ids without a row make up the mean that they all read."""
+        method = MixedDimensionTable(self, specs)
+        layout = method.layout
+        weights: list[Tensor] = []
+        for spec, vector, lookups in zip(specs, vectors, layout.lookups, strict=True):
+            tables = [layout.tables[table] for table in lookups]
+            kept = with_shared_row(vector, spec.popularity, sum(table.rows for table in tables))
+            first = 0
+            for table in tables:
+                rows, popularity = (one[first : first + table.rows] for one in (kept, spec.popularity))
+                first += table.rows
+                if table.dim < spec.embedding_dim:
+                    rows, matrix = factorized(rows, popularity, table.dim)
+                    method.get_parameter(f"projection:{table.name}").data.copy_(matrix)
+                weights.append(rows)
+        return Approximation(method, weights)
+
     def _layout(self, specs: Sequence[TableSpec], blocks: list[list[Block]]) -> Layout:
         hottest = max(block.popularity for of_spec in blocks for block in of_spec) or 1.0
         left = self.wider or 0
@@ -136,7 +163,7 @@ class MixedDimensionConfig(TableConfig):
             for number, (start, end, width) in enumerate(runs):
                 name = spec.name if len(runs) == 1 else f"{spec.name}:{number}"
                 lookups[index].append(len(tables))
-                tables.append(PhysicalTable(name, end - start, width, spec.init_std))
+                tables.append(spec.physical(end - start, width, name))
                 first.append(start)
                 if width < spec.embedding_dim:
                     parameters.append(projection(f"projection:{name}", spec, index, width))
@@ -243,7 +270,7 @@ class MixedDimensionTable(CompressedTable):
         if "ends" in self.layout.constants:
             ids = torch.where(ids < self.ends[spec], ids, 0)
         numbers = ids + self.before[spec]
-        table = torch.searchsorted(self.first, numbers, right=True) - 1  # one block a table, in the order of the specs
+        table = block_of(self.first, numbers)  # one block a table, in the order of the specs
         return table, numbers - self.first[table]
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recemb.hashing import KEEPS_IDS, hash_or_keep, salt_of
 from recemb.options import RecembError, option
-from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
+from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec
 from recemb.tables.registry import register
 from recemb.tables.sizing import fit_rows
 
@@ -56,9 +56,7 @@ class MultiplexedConfig(TableConfig):
             width * count if share else spec.embedding_dim * count // self.probes
             for spec, count, share in zip(specs, probes, shares, strict=True)
         ]
-        tables = (
-            [PhysicalTable(SHARED, self._rows(specs), width, specs[shares.index(True)].init_std)] if any(shares) else []
-        )
+        tables = [specs[shares.index(True)].physical(self._rows(specs), width, name=SHARED)] if any(shares) else []
         lookups, salts = [], []
         for spec, count, share in zip(specs, probes, shares, strict=True):
             if share:
@@ -67,7 +65,7 @@ class MultiplexedConfig(TableConfig):
             else:
                 lookups.append([len(tables)])
                 salts.append(KEEPS_IDS)
-                tables.append(PhysicalTable(spec.name, spec.num_embeddings, dims[len(lookups) - 1], spec.init_std))
+                tables.append(spec.physical(spec.num_embeddings, dims[len(lookups) - 1]))
         return Layout(
             tables=tables,
             lookups=lookups,

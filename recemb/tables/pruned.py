@@ -17,7 +17,8 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
-from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec, total_full_bytes
+from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec, total_held_bytes
+from recemb.tables.blocks import block_of
 from recemb.tables.frequency import most_frequent
 from recemb.tables.id_map import find, longest_bucket
 from recemb.tables.structure import Structure, unpack_bits
@@ -86,7 +87,7 @@ class PrunedConfig(TableConfig):
         """Give the structure that a budget stands for before training: rows of the most frequent ids, of full width."""
         dims = [spec.embedding_dim for spec in specs]
         everything = Structure(kept=[range(spec.num_embeddings) for spec in specs], widths=dims)
-        if self.budget_bytes is None or total_full_bytes(specs) <= self.budget_bytes:
+        if self.budget_bytes is None or total_held_bytes(specs) <= self.budget_bytes:
             return everything
 
         def of(keep: int, width: int) -> Structure:
@@ -117,7 +118,7 @@ class PackedTable(CompressedTable):
     Args:
         config: the options.
         specs: the logical tables.
-        structure: what is kept; what the config's budget stands for when not given.
+        layout: of the structure that is kept; what the config's budget stands for when not given.
     """
 
     before: Tensor
@@ -127,8 +128,8 @@ class PackedTable(CompressedTable):
     starts: Tensor
     entries: Tensor
 
-    def __init__(self, config: PrunedConfig, specs: Sequence[TableSpec], structure: Structure | None = None) -> None:
-        super().__init__(config, specs, (structure or config.planned(specs)).layout(specs))
+    def __init__(self, config: PrunedConfig, specs: Sequence[TableSpec], layout: Layout | None = None) -> None:
+        super().__init__(config, specs, layout)
         self._longest = longest_bucket(self.layout.constants)
         self._has_map = "before" in self.layout.constants
         self._prunes = self._has_map or "rows" in self.layout.constants
@@ -167,7 +168,7 @@ class PackedTable(CompressedTable):
         if kept is not None:
             number = torch.where(kept, number, self.first[spec])  # the unknown's, the first row of each table
         place = self.places[number].long()
-        table = torch.searchsorted(self.starts, place, right=True) - 1
+        table = block_of(self.starts, place)
         row = place - self.starts[table]
         return table, row if kept is None or not self.drops_ids else torch.where(kept, row, -1)
 

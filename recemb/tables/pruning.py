@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recemb.budget import FLOAT32_BYTES
 from recemb.options import RecembError
 from recemb.search.evolution import Found
-from recemb.tables.base import CompressedTable, TableSpec, total_full_bytes
+from recemb.tables.base import CompressedTable, TableSpec, total_held_bytes
 from recemb.tables.full import FullConfig
 from recemb.tables.id_map import map_bytes
+from recemb.tables.precision import mean_row_bytes
 from recemb.tables.pruned import PrunedConfig
 from recemb.tables.structure import Structure, as_range, entries_bytes, entry_widths
 
@@ -93,7 +93,7 @@ class PruningTable(CompressedTable):
 
     def target_bytes(self, epochs: float) -> int | None:
         """Bytes to keep after so many passes over the training rows, None for no limit."""
-        budget, full = self.config.budget_bytes, total_full_bytes(self.specs)
+        budget, full = self.config.budget_bytes, total_held_bytes(self.specs)
         if budget is None:
             return None
         left = max(0.0, 1 - epochs / self.config.ramp) if self.config.ramp else 0.0
@@ -183,11 +183,14 @@ class RowSolver:
         Returns:
             The level; infinity where nothing but the unknowns' rows fits, NaN where not even these do.
         """
-        floats = torch.tensor(widths, dtype=torch.float64)
+        of_table = torch.tensor(
+            [mean_row_bytes(width, spec.precision) for width, spec in zip(widths, self._specs, strict=True)],
+            dtype=torch.float64,
+        )
         ids = sum(spec.num_embeddings for spec in self._specs)
-        unknowns = float(floats.sum()) * FLOAT32_BYTES
+        unknowns = float(of_table.sum())
         # A running sum of bytes, so that the bytes of the first k rows are known for every k.
-        rows_bytes = (floats * FLOAT32_BYTES)[self._table].cumsum(0).numpy()
+        rows_bytes = of_table[self._table].cumsum(0).numpy()
         if unknowns + (rows_bytes[-1] if len(rows_bytes) else 0.0) <= budget_bytes:
             return -torch.inf
         if unknowns + 8 * len(self._specs) > budget_bytes:
@@ -241,9 +244,10 @@ class EntrySolver:
 
         def fits(level: float) -> bool:
             per_row = self._rounded((self._all > level).sum(dim=1), self._unknowns)
-            return entries_bytes(per_row[per_row > 0], self._dim, ids) + constants <= budget_bytes
+            held = entries_bytes(per_row[per_row > 0], self._dim, ids, self._specs[0].precision)
+            return held + constants <= budget_bytes
 
-        if total_full_bytes(self._specs) <= budget_bytes:
+        if total_held_bytes(self._specs) <= budget_bytes:
             return -torch.inf
         finite = self._all[self._all.isfinite()]
         low, high = float(finite.min()) - 1, float(finite.max())

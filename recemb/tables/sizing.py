@@ -1,6 +1,7 @@
 """What several methods share when they choose sizes: small tables stay whole, the others get the rows that are left."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -69,3 +70,13 @@ def _affordable_threshold(
         if 2 * whole <= budget_bytes and least_bytes(candidate) <= budget_bytes:
             return candidate
     return 0
+
+
+def smallest_first(specs: Sequence[TableSpec]) -> list[int]:
+    """Order tables by their number of ids; the order in which a size that tables have in whole steps is raised."""
+    return sorted(range(len(specs)), key=lambda index: specs[index].num_embeddings)
+
+
+def running_ids(specs: Sequence[TableSpec]) -> list[int]:
+    """Ids of the smallest table, of the two smallest, ..."""
+    return list(itertools.accumulate(specs[index].num_embeddings for index in smallest_first(specs)))

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recemb.budget import FLOAT32_BYTES
 from recemb.options import RecembError
-from recemb.tables.base import Layout, PhysicalTable, TableSpec
+from recemb.tables.base import Layout, TableSpec
 from recemb.tables.id_map import make_map, map_bytes, map_form
+from recemb.tables.precision import row_bytes
 
 Kept = Tensor | range
 PLACE_BYTES = 4
@@ -169,8 +169,7 @@ class Structure:
     def _rows_layout(self, specs: Sequence[TableSpec]) -> Layout:
         return Layout(
             tables=[
-                PhysicalTable(spec.name, len(ids), width, spec.init_std)
-                for spec, ids, width in zip(specs, self.kept, self.widths, strict=True)
+                spec.physical(len(ids), width) for spec, ids, width in zip(specs, self.kept, self.widths, strict=True)
             ],
             lookups=[[index] for index in range(len(specs))],
             dims=[spec.embedding_dim for spec in specs],
@@ -187,7 +186,7 @@ class Structure:
             constants["entries"] = index.bits
         return Layout(
             tables=[
-                PhysicalTable(f"entries{width}", end - start, width, specs[0].init_std)
+                specs[0].physical(end - start, width, name=f"entries{width}")
                 for width, start, end in zip(index.widths, index.starts, index.starts[1:], strict=False)
             ],
             lookups=[list(range(len(index.widths))) for _ in specs],
@@ -247,11 +246,12 @@ def entry_widths(dim: int) -> list[int]:
     return sorted(steps | {dim})
 
 
-def entries_bytes(per_row: Tensor, dim: int, num_ids: int) -> int:
+def entries_bytes(per_row: Tensor, dim: int, num_ids: int, precision: str) -> int:
     """Bytes of rows that keep so many entries (n,), of `entry_widths`, with everything that serving them needs."""
+    of_width = torch.tensor([row_bytes(width, precision) for width in range(dim + 1)])
     partial = int((per_row < dim).sum())
     index_bytes = len(per_row) * PLACE_BYTES + partial * -(-dim // 8) + map_bytes(num_ids, len(per_row))
-    return int(per_row.sum()) * FLOAT32_BYTES + index_bytes
+    return int(of_width[per_row].sum()) + index_bytes
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -262,4 +262,5 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(bits: Tensor, dim: int) -> Tensor:
     """Read what `pack_bits` wrote: (n, ceil(D / 8)) uint8 to (n, D) bool."""
-    return ((bits.unsqueeze(2) >> torch.arange(8, device=bits.device)) & 1).flatten(1)[:, :dim].bool()
+    places = torch.arange(8, device=bits.device)
+    return (torch.bitwise_right_shift(bits.long().unsqueeze(2), places) & 1).flatten(1)[:, :dim].bool()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recemb.datasets import PreparedDataset
 from recemb.tables.base import CompressedTable, TableConfig, TableSpec, total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.precision import empty_rows
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -36,6 +37,16 @@ def build(
     return Built(config.model.build(tables, dense_sample(dataset)).to(device), tables)
 
 
+def copy_backbone(source: nn.Module, target: nn.Module) -> None:
+    """Copy everything but the tables from one model to another of the same backbone."""
+    rest = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if not any(part in name for part in (".embedding_bags.", ".method."))
+    }
+    target.load_state_dict(target.state_dict() | rest)
+
+
 def dense_sample(dataset: PreparedDataset) -> Tensor:
     """Give the dense features of some training rows from all over the split, (n, K), the same at every call."""
     batches = dataset.batches("train", min(_SAMPLE_ROWS, dataset.num_rows("train")), shuffle=True)
@@ -55,7 +66,8 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
     served = {tensor.data_ptr() for tensor in serving.values()}
     rest = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in served]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rows = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("tables."))
+    packed = (empty_rows(table, device="meta") for table in layout.tables)
+    rows = sum(tensor.nbytes for tensors in packed for tensor in tensors.values())
     parameters = sum(parameter.nbytes for parameter in tables.method.parameters())
     constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method.")) - parameters
     helping = sum(buffer.nbytes for buffer in tables.method.buffers())  # those that are not served too

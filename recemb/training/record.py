@@ -18,10 +18,12 @@ from recemb.options import RecembError
 from recemb.record import RECORD
 
 STRUCTURE = "kept.parquet"
+PREDICTIONS = "predictions.parquet"
+CHECKPOINT = "checkpoint"
 _STAGES = "stages"
 _OURS = (
-    RECORD, "config.yaml", "predictions.parquet", STRUCTURE, _STAGES,
-    "checkpoint", "checkpoint.partial", "checkpoint.replaced",
+    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES,
+    CHECKPOINT, f"{CHECKPOINT}.partial", f"{CHECKPOINT}.replaced",
 )  # fmt: skip
 _UNFINISHED = ("running", "failed", "interrupted")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from recemb.budget import format_bytes
 from recemb.datasets import PreparedDataset, prepare
@@ -22,10 +23,11 @@ from recemb.options import RecembError
 from recemb.plan import sized, table_specs
 from recemb.record import SCHEMA
 from recemb.tables.base import Layout, TableConfig
+from recemb.tables.precision import round_rows_
 from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.build import build, count_bytes
-from recemb.training.record import RunFolder
+from recemb.training.record import PREDICTIONS, RunFolder
 from recemb.training.stages import Stages, Start, how_it_went, merge_bytes, of_training, stage_record
 from recemb.training.trainer import Trainer
 
@@ -53,7 +55,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         KeyboardInterrupt: passed on after the record says `interrupted`.
     """
     dataset = open_dataset(config, asked)
-    specs = table_specs(dataset.features, config.model)
+    specs = table_specs(dataset.features, config.model, config.precision)
     table = sized(config.table, config.budget, specs)
     layout = table.layout(specs)  # options that do not fit these tables are told before anything is written
     config.model.check_widths(layout.dims)
@@ -61,7 +63,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         table.check_trainable()
     _warn_of_shared_rows(config, table, layout)
     config.trainer.torch_device()  # tells of a missing device before anything is written
-    record = _head(dataclasses.replace(config, table=table), dataset, command, config.table)
+    record = first_record(dataclasses.replace(config, table=table), dataset, command, config.table)
     run = RunFolder(folder, overwrite=config.overwrite, resumes=record if config.resume else None)
     if run.completed is not None:
         log.info("%s is completed already.", folder)
@@ -101,7 +103,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         raise
     finally:
         record["seconds"] = round(time.monotonic() - clock, 3)
-        _write_last(run, record)
+        write_last(run, record)
     return record
 
 
@@ -115,7 +117,7 @@ def _warn_of_shared_rows(config: "RunConfig", table: TableConfig, layout: Layout
         )  # fmt: skip
 
 
-def _write_last(run: RunFolder, record: dict[str, Any]) -> None:
+def write_last(run: RunFolder, record: dict[str, Any]) -> None:
     """Write the final record; where that fails after something else failed, the first failure is the one to tell."""
     try:
         run.write(record)
@@ -153,8 +155,8 @@ def versions() -> dict[str, str]:
     return found | {"torch": torch.__version__}
 
 
-def _head(config: "RunConfig", dataset: PreparedDataset, command: str, asked: TableConfig) -> dict[str, Any]:
-    """What is known of a run before it starts; `asked` is the table before a budget set its sizes."""
+def first_record(config: "RunConfig", dataset: PreparedDataset, command: str, asked: TableConfig) -> dict[str, Any]:
+    """Say what is known of a run before it starts; `asked` is the table before a budget set its sizes."""
     meta = dataset.meta
     values = config.to_dict()
     values["dataset"] |= meta["config"]  # what the data is, not what defaults say
@@ -191,13 +193,26 @@ def _head(config: "RunConfig", dataset: PreparedDataset, command: str, asked: Ta
 
 
 def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> None:
-    """Train, then measure the best weights, once, on test; on validation they were measured when they were kept."""
+    """Train, then measure the best weights, once, on test, as they will be served.
+
+    On validation they were measured when they were kept, and are again where serving rounds them.
+    """
     record["metrics"]["valid"] = trainer.fit().best
+    if record["config"]["precision"] != "fp32":
+        with torch.no_grad():
+            for method, weights in trainer.methods:
+                round_rows_(method.layout.tables, weights)
+        record["metrics"]["valid"], _, _ = trainer.evaluate("valid")
     record["metrics"]["test"], labels, logits = trainer.evaluate("test")
-    with run.replacing("predictions.parquet") as partial:
+    write_predictions(run, labels, logits)
+    _log_hparams(trainer, record)
+
+
+def write_predictions(run: RunFolder, labels: Tensor, logits: Tensor) -> None:
+    """Leave labels (N,) and probabilities of the test rows in a run's folder."""
+    with run.replacing(PREDICTIONS) as partial:
         columns = {"label": labels.to(torch.uint8).numpy(), "probability": torch.sigmoid(logits).numpy()}
         pq.write_table(pa.table(columns), partial)
-    _log_hparams(trainer, record)
 
 
 def _log_hparams(trainer: Trainer, record: dict[str, Any]) -> None:

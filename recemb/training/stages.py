@@ -25,7 +25,7 @@ from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.pruning import PruningTable
 from recemb.tables.registry import method_of
 from recemb.tables.structure import Structure
-from recemb.training.build import Built, build, count_bytes
+from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import load_weights
 from recemb.training.metrics import binary_metrics
 from recemb.training.record import STRUCTURE, RunFolder
@@ -166,7 +166,8 @@ class Stages:
         """Build the packed table and give it the weights that the last stage starts from."""
         method = method_of(self.table).table
         assert issubclass(method, PackedTable)
-        built = build(self.config, self.dataset, self.specs, method(self.table, self.specs, structure))
+        packed = method(self.table, self.specs, structure.layout(self.specs))
+        built = build(self.config, self.dataset, self.specs, packed)
         weights = [weight.data for weight in built.tables.weights]
         last = self.table.last_stage
         if last.restarts:
@@ -174,13 +175,7 @@ class Stages:
             return Start(built, self.config.trainer)
         trained = [weight.detach() for weight in first.tables.weights]
         structure.pack_into(weights, trained.__getitem__)
-        of_tables = (".embedding_bags.", ".method.")
-        rest = {
-            name: tensor
-            for name, tensor in first.model.state_dict().items()
-            if not any(part in name for part in of_tables)
-        }
-        built.model.load_state_dict(built.model.state_dict() | rest)
+        copy_backbone(first.model, built.model)
         trainer = self.config.trainer
         return Start(
             built,

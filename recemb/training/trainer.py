@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.storage import FusedOptimizer, FusedTables
 from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.metrics import binary_metrics
+from recemb.training.record import CHECKPOINT
 
 # Reading a loss waits for the device, so it is done once in a while and not every step.
 _STEPS_PER_LOOK = 20
@@ -39,6 +40,7 @@ class TrainerConfig:
         FusedOptimizer().eps, "epsilon of the tables' Adagrad: damps the first steps of ids seen once"
     )
     schedule: str = option("linear", "learning rates over the run: linear (falling to zero) or constant")
+    steps: int | None = option(None, "steps after which training ends, if the epochs are not over before")
     evaluations_per_epoch: int = option(8, "evaluations on validation rows in one epoch")
     patience: int = option(6, "evaluations without a better result after which training stops")
     monitor: str = option("logloss", "what is better on validation rows: logloss or auc")
@@ -48,6 +50,8 @@ class TrainerConfig:
         for name in ("epochs", "batch_size", "eval_batch_size", "evaluations_per_epoch", "patience"):
             if getattr(self, name) < 1:
                 raise RecembError(f"trainer.{name}={getattr(self, name)} is too small; it must be at least 1.")
+        if self.steps is not None and self.steps < 1:
+            raise RecembError(f"trainer.steps={self.steps} is too small; it must be at least 1.")
         for name in ("lr", "table_lr", "table_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RecembError(f"trainer.{name}={getattr(self, name)} must be a positive number.")
@@ -90,6 +94,28 @@ class Progress:
         return self.rows / self.train_seconds if self.train_seconds else 0.0
 
 
+class Evaluation(NamedTuple):
+    """What a model makes of a split: the metrics, labels (N,) and logits (N,) in the split's own order."""
+
+    metrics: dict[str, float]
+    labels: Tensor
+    logits: Tensor
+
+
+def evaluate(
+    model: nn.Module, dataset: PreparedDataset, split: str, batch_size: int, device: torch.device
+) -> Evaluation:
+    """Run a model, which is in evaluation mode, over a split."""
+    labels, logits = [], []
+    with torch.no_grad(), progress_bar(dataset.num_rows(split), split, leave=False) as bar:
+        for batch in dataset.batches(split, batch_size):
+            there = batch.to(device)
+            logits.append(model(there.dense, there.sparse).cpu())
+            labels.append(batch.labels)
+            bar.update(len(batch.labels))
+    return Evaluation(binary_metrics(torch.cat(logits), torch.cat(labels)), torch.cat(labels), torch.cat(logits))
+
+
 class Trainer:
     """Trains one model on one data set.
 
@@ -124,7 +150,7 @@ class Trainer:
         self.seed = seed
         self.device = config.torch_device()
         self.stage = stage
-        self.weights = weights or folder / "checkpoint"
+        self.weights = weights or folder / CHECKPOINT
         self.keep_from = keep_from
         self.tries_start = tries_start
         self.writer = SummaryWriter(str(folder))
@@ -153,10 +179,15 @@ class Trainer:
         # Evenly spaced, the last one at the end of the epoch.
         pauses = {-(-batches * k // config.evaluations_per_epoch) for k in range(1, config.evaluations_per_epoch + 1)}
         total = batches * config.epochs
+        if config.steps is not None and config.steps < total:
+            total = config.steps
+            pauses |= {(total - 1) % batches + 1}
         stopped = "epochs"
         if self.tries_start:
             self._validate()
-        with progress_bar(self.dataset.num_rows("train") * config.epochs, self.stage or "train") as bar:
+        with progress_bar(
+            min(self.dataset.num_rows("train") * config.epochs, total * config.batch_size), self.stage or "train"
+        ) as bar:
             for epoch in range(config.epochs):
                 epoch_batches = self.dataset.batches(
                     "train", config.batch_size, shuffle=True, seed=self.seed, epoch=epoch
@@ -178,28 +209,21 @@ class Trainer:
                             stopped = "early"
                             break
                         clock = time.perf_counter()
-                if stopped == "early":
+                    if self.progress.steps == total < batches * config.epochs:
+                        stopped = "steps"
+                        break
+                if stopped != "epochs":
                     break
         self.progress.stopped = stopped
         load_weights(self.model, self.weights)
         return self.progress
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], Tensor, Tensor]:
-        """Run the model over a split.
-
-        Returns:
-            The metrics, labels (N,) and logits (N,) in the split's own order.
-        """
-        labels, logits = [], []
+    def evaluate(self, split: str) -> Evaluation:
+        """Run the model over a split."""
         self.model.eval()
-        with torch.no_grad(), progress_bar(self.dataset.num_rows(split), split, leave=False) as bar:
-            for batch in self.dataset.batches(split, self.config.eval_batch_size):
-                there = batch.to(self.device)
-                logits.append(self.model(there.dense, there.sparse).cpu())
-                labels.append(batch.labels)
-                bar.update(len(batch.labels))
+        found = evaluate(self.model, self.dataset, split, self.config.eval_batch_size, self.device)
         self.model.train()
-        return binary_metrics(torch.cat(logits), torch.cat(labels)), torch.cat(labels), torch.cat(logits)
+        return found
 
     def close(self) -> None:
         """Write out what TensorBoard has not seen yet."""

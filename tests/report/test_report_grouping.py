@@ -132,6 +132,13 @@ def test_a_narrower_full_table_is_its_own_series_and_not_the_reference():
     assert section.to_full(section.points[1], "auc").pairs == 1
 
 
+def test_a_full_table_in_fewer_bits_is_its_own_series_and_not_the_reference():
+    made = changed(record("full", 5 / 16, budget=None), "precision", "int8")
+    (section,), _ = grouped(record("full", 1), made)
+    assert [point.method for point in section.points] == ["full", "full, int8"]
+    assert section.full is section.points[0]
+
+
 def test_the_reference_is_the_full_table_trained_the_same_way():
     quick = [changed(made, "trainer.learning_rate", 0.5) for made in (record("full", 1), record("hashing", 1 / 4))]
     (section,), _ = grouped(record("full", 1), record("hashing", 1 / 4), *quick)

@@ -20,7 +20,7 @@ def packed(
     specs: list[TableSpec], structure: Structure, pruned: str = "zero", fused: bool = False
 ) -> tuple[CompressedEmbeddingBagCollection, list[torch.Tensor]]:
     """A packed collection and the full weights that it was packed from."""
-    table = MagnitudeTable(MagnitudeConfig(pruned=pruned), specs, structure)
+    table = MagnitudeTable(MagnitudeConfig(pruned=pruned), specs, structure.layout(specs))
     tables = CompressedEmbeddingBagCollection(specs, table, optimizer=FusedOptimizer("sgd", lr=1.0) if fused else None)
     full = [weight.data for weight in CompressedEmbeddingBagCollection(specs, FullConfig(), seed=3).weights]
     structure.pack_into([weight.data for weight in tables.weights], full.__getitem__)
@@ -87,7 +87,9 @@ def test_every_byte_is_counted(unit: str, share: float):
     if unit == "entry":
         per_row = torch.cat([one.sum(dim=1) for one in structure.entries])
         ids = sum(spec.num_embeddings for spec in specs)
-        assert layout.serving_bytes <= entries_bytes(per_row, 16, ids) + 16 * len(specs) + 8 * len(entry_widths(16))
+        assert layout.serving_bytes <= entries_bytes(per_row, 16, ids, "fp32") + 16 * len(specs) + 8 * len(
+            entry_widths(16)
+        )
 
 
 @each_unit

@@ -91,7 +91,8 @@ def test_packed_logits_are_those_of_the_masked_model(data: Path, tmp_path: Path,
     backbone = DLRMConfig(embedding_dim=8)
     specs = table_specs(dataset.features, backbone)
     structure = Structure.load(tmp_path / "kept.parquet", specs)
-    tables = CompressedEmbeddingBagCollection(specs, OptEmbedTable(OptEmbedConfig(pruned=pruned), specs, structure))
+    packed = OptEmbedTable(OptEmbedConfig(pruned=pruned), specs, structure.layout(specs))
+    tables = CompressedEmbeddingBagCollection(specs, packed)
     model = backbone.build(tables, dense_sample(dataset))
     load_weights(model, tmp_path / "checkpoint")
     full = []

@@ -1,0 +1,1 @@
+"""Packing: tables that are trained made smaller, quantized, exported and loaded."""

@@ -1,0 +1,238 @@
+"""Makes a trained run's tables smaller without training it anew, and says what that costs."""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recemb.options import RecembError, option
+from recemb.packing.serving import ServingTables
+from recemb.plan import sized, table_specs
+from recemb.tables.base import Approximation, TableConfig, TableSpec
+from recemb.tables.precision import round_rows_
+from recemb.tables.registry import list_tables, method_of
+from recemb.training.build import Built, build, copy_backbone, count_bytes
+from recemb.training.checkpoint import save_weights
+from recemb.training.metrics import paired_change
+from recemb.training.record import CHECKPOINT, STRUCTURE, RunFolder
+from recemb.training.reopen import TrainedRun
+from recemb.training.run import first_record, write_last, write_predictions
+from recemb.training.stages import how_it_went
+from recemb.training.trainer import Evaluation, Trainer, evaluate
+
+log = logging.getLogger(__name__)
+
+_IDS_AT_ONCE = 1 << 16
+
+
+@dataclasses.dataclass(kw_only=True)
+class Finetuning:
+    """How smaller tables are trained on."""
+
+    steps: int = option(0, "training steps after the tables were made smaller")
+    lr_factor: float = option(0.1, "factor on the run's learning rates while fine-tuning")
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise RecembError(f"the number of fine-tuning steps is {self.steps}; it must be 0 or more.")
+        if not 0 < self.lr_factor < float("inf"):
+            raise RecembError(f"the factor on the learning rates is {self.lr_factor}; it must be a positive number.")
+
+
+def compress_run(
+    run: TrainedRun,
+    folder: Path,
+    *,
+    table: TableConfig | None = None,
+    budget: str | int | float | None = None,
+    precision: str = "fp32",
+    finetuning: Finetuning | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Make a run's tables smaller and leave the result as a run of its own.
+
+    Args:
+        run: the trained run.
+        folder: of the new run.
+        table: the method that shall hold the tables; the run's own, with its structure as it is, when not given.
+        budget: serving bytes of the tables, as `parse_budget` reads them; what the table's own options say if None.
+        precision: how rows are held.
+        finetuning: training afterwards, none if not given.
+        overwrite: replace a completed run in the folder.
+        command: the command line, for the record.
+
+    Returns:
+        The new run's record. Its `compressed` says what it was made from, and how much it differs on the same test
+        rows: see `paired_change`.
+
+    Raises:
+        RecembError: the method cannot be made from trained tables, the budget does not fit, or the folder is taken.
+    """
+    finetuning = finetuning or Finetuning()
+    if folder.resolve() == run.path.resolve():
+        raise RecembError(f"{folder} is the run that is to be compressed; choose another folder for the result.")
+    specs = table_specs(run.dataset.features, run.config.model, precision)
+    made = _same(run, specs, budget) if table is None else _approximated(run, specs, table, budget)
+    config = _config(run, made.method.config, budget, precision, finetuning, overwrite)
+    before = run.record["config"].get("compressed", {}).get("from", run.record["method"])
+    origin = {
+        "from": before,
+        "steps": finetuning.steps,
+        "lr_factor": finetuning.lr_factor if finetuning.steps else None,
+    }
+    record = first_record(config, run.dataset, command, config.table)
+    record["config"]["compressed"] = origin
+    new = RunFolder(folder, overwrite=overwrite)
+    clock = time.monotonic()
+    new.start(record)
+    try:
+        if made.structure is not None:
+            with new.replacing(STRUCTURE) as partial:
+                made.structure.save(partial, specs)
+            pruned = made.method.config.pruned
+            record["structure"] = {"pruned_ids": pruned, **made.structure.summary(specs)}
+        built = _built(run, specs, config, made)
+        record["kept"], record["bytes"] = built.tables.kept, count_bytes(*built)
+        _measure(run, new, record, built, finetuning)
+        record["status"] = "completed"
+    except KeyboardInterrupt:
+        record["status"], record["error"] = "interrupted", "stopped from outside"
+        raise
+    except Exception as error:
+        record["status"], record["error"] = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record["seconds"] = round(time.monotonic() - clock, 3)
+        write_last(new, record)
+    return record
+
+
+def full_vectors(tables: ServingTables) -> list[Tensor]:
+    """Give every id's vector, whatever the method holds for it: (V, D) float32 of each logical table."""
+    for spec in tables.specs:
+        if spec.raw_ids:
+            raise RecembError(
+                f"the ids of {spec.name} are raw values, any 64-bit number, so their vectors cannot be listed; only "
+                "the precision can be changed (--precision)."
+            )
+    with torch.no_grad():
+        return [
+            torch.cat([tables.vectors(index, ids) for ids in torch.arange(spec.num_embeddings).split(_IDS_AT_ONCE)])
+            for index, spec in enumerate(tables.specs)
+        ]
+
+
+def approximating_methods() -> list[str]:
+    """Name the methods that can be made from trained tables."""
+    return [method.name for method in list_tables() if method.config.approximates()]
+
+
+def _approximated(
+    run: TrainedRun, specs: list[TableSpec], table: TableConfig, budget: str | int | float | None
+) -> Approximation:
+    if not table.approximates():
+        raise RecembError(
+            f"table={method_of(table).name} cannot be made from trained tables, only trained; choose one of "
+            f"{', '.join(approximating_methods())}."
+        )
+    config = sized(table, budget, specs)
+    served = ServingTables(run.built.tables.method, run.built.tables.weights)
+    made = config.approximate(specs, full_vectors(served), run.config.seed)
+    if made.method.layout.dims != run.built.tables.method.layout.dims:
+        raise RecembError(
+            f"the run's vectors are {sorted(set(run.built.tables.method.layout.dims))} wide, and the backbone takes no "
+            "others; only the precision of such a run can be changed (--precision)."
+        )
+    return made
+
+
+def _same(run: TrainedRun, specs: list[TableSpec], budget: str | int | float | None) -> Approximation:
+    """Take the run's own tables, in another precision."""
+    if budget is not None:
+        raise RecembError("a budget needs a --table to meet it; --precision alone takes the tables as they are.")
+    old = run.built.tables.method
+    layout = dataclasses.replace(
+        old.layout,
+        tables=[table._replace(precision=specs[0].precision) for table in old.layout.tables],
+        constants={name: old.get_buffer(name) for name in old.layout.constants},
+    )
+    method = type(old)(old.config, specs, layout)
+    method.load_state_dict(old.state_dict())
+    return Approximation(method, list(run.built.tables.weights), _structure(run, specs))
+
+
+def _structure(run: TrainedRun, specs: list[TableSpec]) -> Any:
+    from recemb.tables.structure import Structure
+
+    return Structure.load(run.path / STRUCTURE, specs) if run.config.table.learns else None
+
+
+def _config(
+    run: TrainedRun, table: TableConfig, budget: Any, precision: str, finetuning: Finetuning, overwrite: bool
+) -> Any:
+    trainer = run.config.trainer
+    if finetuning.steps:
+        batches = -(-run.dataset.num_rows("train") // trainer.batch_size)
+        trainer = dataclasses.replace(
+            trainer,
+            epochs=-(-finetuning.steps // batches),
+            steps=finetuning.steps,
+            lr=trainer.lr * finetuning.lr_factor,
+            table_lr=trainer.table_lr * finetuning.lr_factor,
+        )
+    return dataclasses.replace(
+        run.config, table=table, budget=budget, precision=precision, trainer=trainer, overwrite=overwrite, resume=False
+    )
+
+
+def _built(run: TrainedRun, specs: list[TableSpec], config: Any, made: Approximation) -> Built:
+    """Build the model with the new tables and the run's backbone."""
+    state = {name: tensor.detach().clone() for name, tensor in made.method.state_dict().items()}
+    built = build(config, run.dataset, specs, made.method)
+    made.method.load_state_dict(state)  # building starts parameters anew
+    with torch.no_grad():
+        for weight, rows in zip(built.tables.weights, made.weights, strict=True):
+            weight.copy_(rows)
+    copy_backbone(run.built.model, built.model)
+    return built
+
+
+def _measure(run: TrainedRun, new: RunFolder, record: dict[str, Any], built: Built, finetuning: Finetuning) -> None:
+    """Train on if asked, keep the weights, and compare with the run on the same test rows."""
+    from recemb.config import run_config_from_dict
+
+    config = run_config_from_dict(record["config"])
+    if finetuning.steps:
+        trainer = Trainer(built.model, run.dataset, config.trainer, config.seed, new.path, tries_start=True)
+        try:
+            trainer.fit()
+        finally:
+            record |= how_it_went(trainer)
+            trainer.close()
+    else:
+        save_weights(built.model, new.path / CHECKPOINT)
+    with torch.no_grad():
+        round_rows_(built.tables.method.layout.tables, built.tables.weights)
+
+    def measured(model: nn.Module, split: str) -> Evaluation:
+        return evaluate(model, run.dataset, split, config.trainer.eval_batch_size, torch.device("cpu"))
+
+    record["metrics"]["valid"] = measured(built.model, "valid").metrics
+    after, before = measured(built.model, "test"), measured(run.built.model, "test")
+    record["metrics"]["test"] = after.metrics
+    write_predictions(new, after.labels, after.logits)
+    record["compressed"] = {
+        "run": str(run.path),
+        "method": run.record["method"],
+        "kept": run.record["kept"],
+        "bytes": run.record["bytes"],
+        "metrics": {"test": before.metrics},
+        "change": {
+            name: change._asdict() for name, change in paired_change(before.logits, after.logits, after.labels).items()
+        },
+    }
