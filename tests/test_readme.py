@@ -18,8 +18,10 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     )
 
 
-def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def block_with(text: str) -> str:
+    """The one block of Python that holds a text."""
+    (found,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in block]
+    return found
 
 
 def test_the_table_of_methods_is_fresh():
@@ -28,8 +30,17 @@ def test_the_table_of_methods_is_fresh():
 
 
 def test_the_library_example_runs_and_prints_what_it_says(tmp_path: Path):
-    done = python("-W", "ignore", "-c", blocks()[0], cwd=tmp_path)
-    assert done.stdout.strip() == re.search(r"# (torch\.Size.*)", blocks()[0])[1], done.stderr[-2000:]
+    block = block_with("CompressedEmbeddingBagCollection(")
+    done = python("-W", "ignore", "-c", block, cwd=tmp_path)
+    assert done.stdout.strip() == re.search(r"# (torch\.Size.*)", block)[1], done.stderr[-2000:]
+
+
+def test_the_swapped_model_prints_what_it_says(tmp_path: Path):
+    block = block_with("recemb.compress(")
+    done = python("-W", "ignore", "-c", block, cwd=tmp_path)
+    # All but the error's last digits, which another machine's random numbers and sums may change.
+    wanted = [line[:-2] for line in re.findall(r"# (emb_item.*|torch\.Size.*)", block)]
+    assert [line[:-2] for line in done.stdout.splitlines()] == wanted, done.stderr[-2000:]
 
 
 def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
@@ -40,7 +51,7 @@ def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
         (shutil.copytree(source, tmp_path / name, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path))
     # In a checkout recemb.conf is conf/; the copy has no installation to say so.
     shutil.copytree(tmp_path / "conf", tmp_path / "recemb" / "conf")
-    (tmp_path / "recemb" / "tables" / "modulo.py").write_text(blocks()[1], encoding="utf-8")
+    (tmp_path / "recemb" / "tables" / "modulo.py").write_text(block_with("class ModuloConfig"), encoding="utf-8")
     init = tmp_path / "recemb" / "tables" / "__init__.py"
     init.write_text(init.read_text().replace("    hashing,\n", "    hashing,\n    modulo,\n"))
     here = {"PYTHONPATH": str(tmp_path)}
@@ -65,4 +76,4 @@ def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
 
 def test_the_python_commands_it_shows_exist():
     shown = set(re.findall(r"^recemb (\w+)", README, re.MULTILINE))
-    assert shown == {"plan", "prepare", "train", "report"}
+    assert shown == {"plan", "prepare", "train", "compress", "export", "report"}

@@ -1,10 +1,9 @@
 """Makes a trained run's tables smaller without training it anew, and says what that costs."""
 
 import dataclasses
-import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,10 @@ from recemb.training.record import CHECKPOINT, STRUCTURE, RunFolder
 from recemb.training.reopen import TrainedRun
 from recemb.training.run import first_record, write_last, write_predictions
 from recemb.training.stages import how_it_went
-from recemb.training.trainer import Evaluation, Trainer, evaluate
+from recemb.training.trainer import Evaluation, Trainer, TrainerConfig, evaluate
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from recemb.config import RunConfig
 
 _IDS_AT_ONCE = 1 << 16
 
@@ -78,15 +78,13 @@ def compress_run(
         raise RecembError(f"{folder} is the run that is to be compressed; choose another folder for the result.")
     specs = table_specs(run.dataset.features, run.config.model, precision)
     made = _same(run, specs, budget) if table is None else _approximated(run, specs, table, budget)
-    config = _config(run, made.method.config, budget, precision, finetuning, overwrite)
-    before = run.record["config"].get("compressed", {}).get("from", run.record["method"])
-    origin = {
-        "from": before,
-        "steps": finetuning.steps,
-        "lr_factor": finetuning.lr_factor if finetuning.steps else None,
-    }
-    record = first_record(config, run.dataset, command, config.table)
-    record["config"]["compressed"] = origin
+    # The trainer's options stay those that the tables were first trained with; fine-tuning is told of beside them.
+    config = dataclasses.replace(
+        run.config, table=made.method.config, budget=budget, precision=precision, overwrite=overwrite, resume=False
+    )
+    record = first_record(config, run.dataset, command, table or made.method.config)
+    before = run.record["config"].get("compressed", run.record["method"])
+    record["config"]["compressed"] = f"{before}, {finetuning.steps} steps" if finetuning.steps else before
     new = RunFolder(folder, overwrite=overwrite)
     clock = time.monotonic()
     new.start(record)
@@ -98,7 +96,7 @@ def compress_run(
             record["structure"] = {"pruned_ids": pruned, **made.structure.summary(specs)}
         built = _built(run, specs, config, made)
         record["kept"], record["bytes"] = built.tables.kept, count_bytes(*built)
-        _measure(run, new, record, built, finetuning)
+        _measure(run, config, new, record, built, finetuning)
         record["status"] = "completed"
     except KeyboardInterrupt:
         record["status"], record["error"] = "interrupted", "stopped from outside"
@@ -172,25 +170,18 @@ def _structure(run: TrainedRun, specs: list[TableSpec]) -> Any:
     return Structure.load(run.path / STRUCTURE, specs) if run.config.table.learns else None
 
 
-def _config(
-    run: TrainedRun, table: TableConfig, budget: Any, precision: str, finetuning: Finetuning, overwrite: bool
-) -> Any:
-    trainer = run.config.trainer
-    if finetuning.steps:
-        batches = -(-run.dataset.num_rows("train") // trainer.batch_size)
-        trainer = dataclasses.replace(
-            trainer,
-            epochs=-(-finetuning.steps // batches),
-            steps=finetuning.steps,
-            lr=trainer.lr * finetuning.lr_factor,
-            table_lr=trainer.table_lr * finetuning.lr_factor,
-        )
+def _tuning(trainer: TrainerConfig, finetuning: Finetuning, rows: int) -> TrainerConfig:
+    """Make the options of fine-tuning out of those of training."""
     return dataclasses.replace(
-        run.config, table=table, budget=budget, precision=precision, trainer=trainer, overwrite=overwrite, resume=False
+        trainer,
+        epochs=-(-finetuning.steps // -(-rows // trainer.batch_size)),
+        steps=finetuning.steps,
+        lr=trainer.lr * finetuning.lr_factor,
+        table_lr=trainer.table_lr * finetuning.lr_factor,
     )
 
 
-def _built(run: TrainedRun, specs: list[TableSpec], config: Any, made: Approximation) -> Built:
+def _built(run: TrainedRun, specs: list[TableSpec], config: "RunConfig", made: Approximation) -> Built:
     """Build the model with the new tables and the run's backbone."""
     state = {name: tensor.detach().clone() for name, tensor in made.method.state_dict().items()}
     built = build(config, run.dataset, specs, made.method)
@@ -202,13 +193,13 @@ def _built(run: TrainedRun, specs: list[TableSpec], config: Any, made: Approxima
     return built
 
 
-def _measure(run: TrainedRun, new: RunFolder, record: dict[str, Any], built: Built, finetuning: Finetuning) -> None:
+def _measure(
+    run: TrainedRun, config: "RunConfig", new: RunFolder, record: dict[str, Any], built: Built, finetuning: Finetuning
+) -> None:
     """Train on if asked, keep the weights, and compare with the run on the same test rows."""
-    from recemb.config import run_config_from_dict
-
-    config = run_config_from_dict(record["config"])
     if finetuning.steps:
-        trainer = Trainer(built.model, run.dataset, config.trainer, config.seed, new.path, tries_start=True)
+        tuning = _tuning(config.trainer, finetuning, run.dataset.num_rows("train"))
+        trainer = Trainer(built.model, run.dataset, tuning, config.seed, new.path, tries_start=True)
         try:
             trainer.fit()
         finally:
@@ -229,6 +220,7 @@ def _measure(run: TrainedRun, new: RunFolder, record: dict[str, Any], built: Bui
     record["compressed"] = {
         "run": str(run.path),
         "method": run.record["method"],
+        "finetuning": dataclasses.asdict(finetuning) if finetuning.steps else None,
         "kept": run.record["kept"],
         "bytes": run.record["bytes"],
         "metrics": {"test": before.metrics},

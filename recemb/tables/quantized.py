@@ -55,8 +55,8 @@ class QuantizedTables(nn.Module):
     """Physical tables in FBGEMM's batched inference form, each held as `PhysicalTable.held` says; on the CPU.
 
     Row numbers stay 64 bits wide. The batched tables are called directly, as `FusedTables` calls its own: torchrec's
-    quantized collection splits its input by precision and joins what it gets, takes no odd width, and would choose the
-    codes itself.
+    quantized collection is no faster, pads every table to 128 bytes, takes no odd width in int4, and splits its input
+    by precision to join the results again.
 
     Args:
         tables: the physical tables.

@@ -125,7 +125,6 @@ def test_another_precision_keeps_the_structure(packed_run: Path, tmp_path: Path)
 
 
 def test_finetuning_trains_for_so_many_steps(full_run: Path, tmp_path: Path):
-    run = open_run(full_run)
     command = ["compress", str(full_run), "--table", "frequency", "--budget", "1/8"]
     assert main([*command, "--out", str(tmp_path / "plain")]) == 0
     assert main([*command, "--out", str(tmp_path / "tuned"), "--finetune", "13", "--lr-factor", "0.5"]) == 0
@@ -134,7 +133,9 @@ def test_finetuning_trains_for_so_many_steps(full_run: Path, tmp_path: Path):
     assert "steps" not in plain["training"]
     valid = [one["metrics"]["valid"]["logloss"] for one in (plain, tuned)]
     assert valid[1] <= valid[0]  # what it starts from counts as well
-    assert tuned["config"]["trainer"]["lr"] == pytest.approx(run.config.trainer.lr * 0.5)
+    assert tuned["compressed"]["finetuning"] == {"steps": 13, "lr_factor": 0.5}
+    assert tuned["config"]["trainer"] == plain["config"]["trainer"]
+    assert (tuned["config"]["compressed"], plain["config"]["compressed"]) == ("full, 13 steps", "full")
 
 
 def test_compressing_twice_names_the_first_run_and_repeats(full_run: Path, tmp_path: Path):
@@ -143,7 +144,7 @@ def test_compressing_twice_names_the_first_run_and_repeats(full_run: Path, tmp_p
     again = compress_run(run, tmp_path / "b", table=LowRankConfig(), budget="1/4")
     assert first["metrics"] == again["metrics"]
     second = compress_run(open_run(tmp_path / "a"), tmp_path / "c", precision="int8")
-    assert second["config"]["compressed"]["from"] == "full"
+    assert second["config"]["compressed"] == "full"
     assert second["bytes"]["tables_serving"] < first["bytes"]["tables_serving"]
 
 

@@ -100,10 +100,11 @@ def test_empty_bags_are_zero_and_an_empty_batch_is_empty(variant: Variant, max_l
     assert quantized(nothing(0)).values().shape == (0, sum(quantized.method.layout.dims))
 
 
+@pytest.mark.parametrize("precisions", [("int2", "fp32", "int4", "int8"), ("int4", "fp16")], ids="-".join)
 @pytest.mark.parametrize("max_length", [1, None])
 @each_variant
-def test_precisions_may_differ_by_table(variant: Variant, max_length: int | None):
-    specs = specs_in("int2", "fp32", "int4", "int8", max_length=max_length)
+def test_precisions_may_differ_by_table(variant: Variant, max_length: int | None, precisions: tuple[str, ...]):
+    specs = specs_in(*precisions, max_length=max_length)
     live = of_variant(variant, specs)
     batch = make_batch(specs, bags=9)
     out = live.quantized()(batch).values()
