@@ -178,9 +178,11 @@ def _compress(arguments: list[str]) -> int:
     from recemb.packing.compress import Finetuning, compress_run
     from recemb.training.reopen import open_run
 
-    if options.table is None and options.precision == "fp32":
+    if options.table is None and options.precision is None:
         raise RecembError("nothing is asked for: give a --table with a --budget, a --precision, or both.")
     table = None if options.table is None else _table_config(options.table, overrides)
+    if table is not None and options.budget is None and not overrides:
+        raise RecembError(f"nothing says how small --table {options.table} shall be: give a --budget.")
     if table is None and overrides:
         raise RecembError(f"{overrides[0]} is an option of a table; name the table with --table.")
     run = open_run(options.run, options.data)
@@ -189,7 +191,7 @@ def _compress(arguments: list[str]) -> int:
         options.out,
         table=table,
         budget=options.budget,
-        precision=options.precision,
+        precision=options.precision or run.config.precision,
         finetuning=Finetuning(steps=options.finetune, lr_factor=options.lr_factor),
         overwrite=options.overwrite,
         command=shlex.join(["recemb", "compress", *arguments]),

@@ -111,9 +111,7 @@ def compress_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget", help="serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
     )
-    parser.add_argument(
-        "--precision", default="fp32", help=f"how rows are held: {', '.join(PRECISIONS)} (default: fp32)"
-    )
+    parser.add_argument("--precision", help=f"how rows are held: {', '.join(PRECISIONS)} (default: as in RUN)")
     parser.add_argument(
         "--finetune", type=int, default=defaults["steps"].default, metavar="STEPS",
         help=f"{defaults['steps'].help} (default: {defaults['steps'].default})",
@@ -167,7 +165,9 @@ def compressed(record: dict[str, Any], folder: Path) -> str:
         rows.append((f"test {name}", *values, interval))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{record['method']}, kept {record['kept']:.4g}: {folder}"])
+    tuned = record["training"].get("steps")
+    steps = f", {tuned} steps of fine-tuning, the best after {record['training']['best_step']}" if tuned else ""
+    return "\n".join([*lines, f"{record['method']}, kept {record['kept']:.4g}{steps}: {folder}"])
 
 
 def exported(result: Any) -> str:

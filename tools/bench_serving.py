@@ -1,6 +1,6 @@
 """Time of a lookup from tables that serve, over torch's `nn.EmbeddingBag`, as ratios of interleaved runs.
 
-    .venv/bin/python tools/bench_serving.py [--form eager pt2 onnx] [--precision fp32 int8] [--ids zipf] [--quick]
+    .venv/bin/python tools/bench_serving.py [--form eager pt2 fbgemm onnx] [--precision fp32 int8] [--ids zipf]
 
 What is compared takes turns in one process and on one thread: a call to get warm, then a few that are timed, each on
 ids that it has not just read. The baseline has a full fp32 `nn.EmbeddingBag(mode="sum")` per feature and puts their
@@ -12,6 +12,7 @@ The full table is served in fp32, int8 and int4, and every other method at a qua
 
 - eager: the module called from Python, which checks the ids and offsets first.
 - pt2: written by `torch.export`, loaded, and called; such a program checks nothing.
+- fbgemm: `collection.quantized()`, the same rows in FBGEMM's inference kernels inside torchrec, ids checked.
 - onnx: onnxruntime, one thread, fed with and giving numpy arrays.
 """
 
@@ -26,17 +27,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
 from recemb import TableSpec, get_table
 from recemb.packing.programs import capture, write_onnx, write_pt2
 from recemb.packing.serving import ServingTables
 from recemb.tables.base import CompressedTable, init_orthogonal_, total_full_bytes
+from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.full import FullConfig, FullTable
 from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.registry import create_table, list_tables
 
-FORMS = ("eager", "pt2", "onnx")
+FORMS = ("eager", "pt2", "fbgemm", "onnx")
 SHARE = 1 / 4
 WARM, TIMED = 1, 4
 TURNS = {1: 250, 64: 250, 4096: 50}
@@ -146,15 +149,19 @@ def make_method(title: str, specs: list[TableSpec], random: torch.Generator) -> 
     return method
 
 
-def load_forms(title: str, served: ServingTables, forms: list[str], folder: Path, example: Batch) -> list[Measured]:
-    """Make the calls of the forms of tables."""
+def load_forms(
+    title: str, served: ServingTables, rows: list[Tensor], forms: list[str], folder: Path, example: Batch
+) -> list[Measured]:
+    """Make the calls of the forms of tables; `rows` are those that were packed."""
     found: list[tuple[str, Callable[..., Any]]] = []
     program = None
-    if set(forms) - {"eager"}:
+    if {"pt2", "onnx"} & set(forms):
         program = capture(served, {"values": example.values, "offsets": example.offsets})
     for form in forms:
         if form == "eager":
             found.append((form, served))
+        elif form == "fbgemm":
+            found.append((form, in_torchrec(CompressedEmbeddingBagCollection(served.specs, served.method, rows=rows))))
         elif form == "pt2":
             assert program is not None
             write_pt2(program, folder / "tables.pt2")
@@ -171,6 +178,16 @@ def load_forms(title: str, served: ServingTables, forms: list[str], folder: Path
         )
         for form, call in found
     ]
+
+
+def in_torchrec(collection: CompressedEmbeddingBagCollection) -> Callable[..., Any]:
+    """Feed a collection with a KeyedJaggedTensor, as torchrec's models do."""
+
+    def call(values: Tensor, offsets: Tensor) -> Tensor:
+        features = KeyedJaggedTensor(collection.features, values, lengths=offsets.diff(dim=1).flatten())
+        return collection(features).values()
+
+    return call
 
 
 def load_onnx(path: Path) -> Callable[..., Any]:
@@ -205,12 +222,13 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Measured]:
     for precision, title in tqdm([*full, *itertools.product(options.precision, others)], desc="making tables"):
         specs = make_specs(options, precision)
         if title == "full":
-            served = ServingTables(FullTable(FullConfig(), specs), weights)
+            rows = weights
+            served = ServingTables(FullTable(FullConfig(), specs), rows)
         else:
             method = make_method(title, specs, random)
             rows = [torch.randn(one.rows, one.dim, generator=random) * 0.05 for one in method.layout.tables]
             served = ServingTables(method, rows)
-        runs += load_forms(f"{title} {precision}", served, options.form, folder, example)
+        runs += load_forms(f"{title} {precision}", served, rows, options.form, folder, example)
     # The same vectors, or the comparison means nothing.
     torch.testing.assert_close(torch.as_tensor(runs[2].call(example)), runs[0].call(example))
     torch.testing.assert_close(runs[1].call(example), runs[0].call(example))
@@ -223,8 +241,8 @@ def interleave(runs: list[Measured], batches: list[Batch], turns: int, title: st
     upcoming = itertools.cycle(batches)
     for turn in tqdm(range(turns + 1), desc=title):
         mine = list(itertools.islice(upcoming, WARM + TIMED))
-        for number in range(len(runs)):
-            number = (number + turn) % len(runs)
+        for place in range(len(runs)):
+            number = (place + turn) % len(runs)
             call = runs[number].call
             for position, batch in enumerate(mine):
                 batch.values.sum()  # ids come fresh from whoever made them

@@ -33,7 +33,7 @@ _IDS_AT_ONCE = 1 << 16
 class Finetuning:
     """How smaller tables are trained on."""
 
-    steps: int = option(0, "training steps after the tables were made smaller")
+    steps: int = option(0, "training steps at most, after the tables were made smaller; fewer where they stop helping")
     lr_factor: float = option(0.1, "factor on the run's learning rates while fine-tuning")
 
     def __post_init__(self) -> None:

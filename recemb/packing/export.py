@@ -6,6 +6,7 @@ then gets its name: it is there whole or not at all.
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.datasets.raw_values import RawValues
 from recemb.options import RecembError
-from recemb.packing.load import MANIFEST, MANIFEST_SCHEMA, WEIGHTS, describe_file
+from recemb.packing.load import MANIFEST, MANIFEST_SCHEMA, WEIGHTS, describe_file, read_manifest
 from recemb.packing.programs import capture, run_onnx, write_onnx, write_pt2
 from recemb.packing.serving import ServingModel, ServingTables, Widths
 from recemb.packing.weights import load_model, save_model
@@ -67,6 +68,7 @@ def export(run: TrainedRun, folder: Path, forms: Sequence[str] = FORMS, *, overw
         RecembError: a form is unknown, the folder cannot be made or holds something else, what is needed to write a
             form is missing, or an exported form gives other logits than the live model.
     """
+    forms = [form.strip() for form in forms]
     forms = [form for form in FORMS if form in forms] if set(forms) <= set(FORMS) else list(forms)
     if unknown := sorted(set(forms) - set(FORMS)) or (["nothing"] if not forms else []):
         raise RecembError(f"there is no form {unknown[0]!r} to export to; choose some of {', '.join(FORMS)}.")
@@ -214,6 +216,17 @@ def _refuse_to_touch(folder: Path, overwrite: bool) -> None:
         raise RecembError(f"{folder} holds something that is no export; choose another --out.")
     if not overwrite:
         raise RecembError(f"{folder} holds an export already; choose another --out, or pass --overwrite.")
+    ours = {MANIFEST, *read_manifest(folder)["files"]}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+        raise RecembError(f"{folder} holds {foreign[0]} beside an export; move it away, or choose another --out.")
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what exports to this folder have left behind that were killed."""
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
+        process = partial.name.rpartition(".partial-")[2].partition("-")[0]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -221,16 +234,27 @@ def _appearing(folder: Path) -> Iterator[Path]:
     """Give a folder to fill, which takes its place when all of it is there and leaves nothing behind when not."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        _remove_stale(folder)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-{os.getpid()}-", dir=folder.parent))
     except OSError as error:
         raise RecembError(f"cannot write to {folder.parent}: {error.strerror}.") from error
     try:
         yield partial
-        partial.chmod(0o755)
+        # As the umask has it: temporary folders, and what safetensors writes, are for nobody but their owner.
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
+        for path in partial.iterdir():
+            path.chmod(0o666 & ~umask)
         replaced = partial.with_name(partial.name + ".replaced")
         if folder.exists():
             os.replace(folder, replaced)
-        os.replace(partial, folder)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if replaced.exists():
+                os.replace(replaced, folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))

@@ -48,12 +48,17 @@ class LoadedModel(ServingModel):
         Raises:
             RecembError: a row names a feature that there is not.
         """
-        batch = [rows] if isinstance(rows, Mapping) else list(rows)
+        batch: list[Any] = list(rows) if isinstance(rows, (list, tuple)) else [rows]
         if not batch:
             raise RecembError("there are no rows to encode; give at least one.")
+        if wrong := [row for row in batch if not isinstance(row, Mapping)]:
+            raise RecembError(
+                f"a row must be a mapping from features to values, and one is a {type(wrong[0]).__name__}; of a pandas "
+                "frame, give frame.to_dict('records')."
+            )
         known = {*self.raw_values.features, *self.raw_values.dense_names}
         for row in batch:
-            if unknown := sorted(set(row) - known):
+            if unknown := sorted(set(row) - known, key=str):
                 raise RecembError(
                     f"a row has feature {unknown[0]!r}, which the model does not take; it takes "
                     f"{', '.join(sorted(known))}."

@@ -1,21 +1,20 @@
 """Compresses the tables of any PyTorch model in place: nn.Embedding, nn.EmbeddingBag and torchrec's collections."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.budget import format_bytes
 from recemb.options import RecembError
 from recemb.packing.serving import ServingTables
+from recemb.packing.standins import CompressedCollection, CompressedEmbedding, CompressedEmbeddingBag
 from recemb.plan import sized
-from recemb.tables.bags import flat_ids
 from recemb.tables.base import TableSpec, total_full_bytes
 from recemb.tables.precision import check_precision
 from recemb.tables.registry import config_from_dict
@@ -78,7 +77,8 @@ def compress(
     """Replace a model's tables by compressed ones that give nearly the same vectors, without training.
 
     The new modules take the same inputs and give the same shapes; their rows are no parameters any more, so they serve
-    and do not learn. Gradients still reach whatever is behind them.
+    and do not learn. Gradients still reach whatever is behind them. How near the vectors are is in the result: look at
+    it, for a method that does not suit a table may lose most of it.
 
     Args:
         model: any module with `nn.Embedding`, `nn.EmbeddingBag` (sum or mean) or torchrec `EmbeddingBagCollection`
@@ -86,8 +86,8 @@ def compress(
         plan: how to hold the tables, by patterns of module names (`*.emb_*`, as in a shell), the first that matches
             counts; one `Packing` alone is for all of them.
         counts: how often each id was looked up, (V,) by name: the module's, or module.table of a collection. Popular
-            ids then come out nearer. `frequency` and `mixed_dimension` need them, falling from id 1 on: ids numbered by
-            frequency, id 0 being the one that rare ids share.
+            ids then come out nearer. `frequency`, `mixed_dimension` and `magnitude` take them only if they fall from
+            id 1 on (ids numbered by frequency, id 0 being the one that rare ids share), and the first two need them.
         seed: of what is random, such as k-means.
 
     Returns:
@@ -119,11 +119,15 @@ def compress(
     if any(name == "" for name, _, _ in chosen):
         raise RecembError("the model itself is a table and cannot be replaced in place; put it into a module.")
     # All are made before the first one is put in, so that an error leaves the model as it was.
+    _check_counts(counts or {}, chosen)
+    used = Counter(id(one) for module in model.modules() for one in module._parameters.values() if one is not None)
     made: dict[int, nn.Module] = {}
     report = []
     for name, module, packing in chosen:
+        _refuse_what_would_be_lost(name, module, used)
         if id(module) not in made:
-            made[id(module)], swapped = _packed(name, module, packing, counts or {}, seed)
+            replacement, swapped = _packed(name, module, packing, counts or {}, seed)
+            made[id(module)] = replacement.train(module.training)
             report.append(swapped)
     for name, module, _ in chosen:
         parent, _, child = name.rpartition(".")
@@ -131,96 +135,9 @@ def compress(
     return report
 
 
-class CompressedEmbedding(nn.Module):
-    """Stands in for an `nn.Embedding`: ids of any shape (...) to (..., D)."""
-
-    def __init__(self, tables: ServingTables, padding_idx: int | None) -> None:
-        super().__init__()
-        self.tables = tables
-        self.num_embeddings = tables.specs[0].num_embeddings
-        self.embedding_dim = tables.specs[0].embedding_dim
-        self.padding_idx = padding_idx
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Look up; the padding id, where there is one, reads zeros."""
-        ids = input.flatten().long()
-        _check_range(ids, self.num_embeddings)
-        vectors = self.tables.vectors(0, ids)
-        if self.padding_idx is not None:
-            vectors = vectors * (ids != self.padding_idx).unsqueeze(1)
-        return vectors.view(*input.shape, self.embedding_dim)
-
-
-class CompressedEmbeddingBag(nn.Module):
-    """Stands in for an `nn.EmbeddingBag` that sums or averages, with the same arguments."""
-
-    def __init__(self, tables: ServingTables, mode: str, include_last_offset: bool, padding_idx: int | None) -> None:
-        super().__init__()
-        self.tables = tables
-        self.num_embeddings = tables.specs[0].num_embeddings
-        self.embedding_dim = tables.specs[0].embedding_dim
-        self.mode = mode
-        self.include_last_offset = include_last_offset
-        self.padding_idx = padding_idx
-
-    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Look up and pool: (B, L) ids, or (N,) ids and (B,) offsets, to (B, D)."""
-        if (offsets is None) != (input.dim() == 2):
-            raise RecembError("ids must be (B, L), or (N,) with the offsets of their bags.")
-        if per_sample_weights is not None and self.mode != "sum":
-            raise RecembError("per_sample_weights go with mode='sum' only, as in nn.EmbeddingBag.")
-        ids = input.flatten().long()
-        _check_range(ids, self.num_embeddings)
-        if offsets is None:
-            lengths = torch.full((input.shape[0],), input.shape[1])
-        else:
-            ends = offsets[1:] if self.include_last_offset else torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
-            lengths = ends - (offsets[:-1] if self.include_last_offset else offsets)
-        bag = torch.repeat_interleave(lengths)
-        weights = torch.ones(len(ids)) if per_sample_weights is None else per_sample_weights.flatten()
-        if self.padding_idx is not None:
-            weights = weights * (ids != self.padding_idx)
-        return _pooled(self.tables.vectors(0, ids), weights, bag, len(lengths), self.mode == "mean")
-
-
-class CompressedCollection(nn.Module):
-    """Stands in for torchrec's `EmbeddingBagCollection`: KeyedJaggedTensor in, KeyedTensor out."""
-
-    def __init__(self, tables: ServingTables, configs: list[EmbeddingBagConfig], weighted: bool) -> None:
-        super().__init__()
-        self.tables = tables
-        self._configs = configs
-        self._weighted = weighted
-        self._spec_of_feature = [index for index, config in enumerate(configs) for _ in config.feature_names]
-
-    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
-        """The logical tables, as they were."""
-        return self._configs
-
-    def is_weighted(self) -> bool:
-        """Whether ids come with weights."""
-        return self._weighted
-
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Look up and pool, weighted if the collection was: (B, D) for each feature."""
-        keys = self.tables.features
-        widths = [self._configs[spec].embedding_dim for spec in self._spec_of_feature]
-        means = [self._configs[spec].pooling == PoolingType.MEAN for spec in self._spec_of_feature]
-        if not self._weighted and not any(means):
-            values, offsets = flat_ids(features, keys)
-            return KeyedTensor(keys, widths, self.tables(values.long(), offsets))
-        vectors = []
-        for name, spec, mean in zip(keys, self._spec_of_feature, means, strict=True):
-            jagged = features[name]
-            ids, lengths = jagged.values().long(), jagged.lengths()
-            _check_range(ids, self._configs[spec].num_embeddings)
-            weights = jagged.weights() if self._weighted else torch.ones(len(ids))
-            bag = torch.repeat_interleave(lengths)
-            vectors.append(_pooled(self.tables.vectors(spec, ids), weights, bag, len(lengths), mean))
-        return KeyedTensor(keys, widths, torch.cat(vectors, dim=1))
-
-
 _KINDS = (nn.Embedding, nn.EmbeddingBag, EmbeddingBagCollection)
+_ORDERED = ("frequency", "mixed_dimension", "magnitude")
+"""Methods that take counts only of ids that are numbered by them."""
 
 
 def _packed(
@@ -275,32 +192,62 @@ def _tables_of(
         if module.max_norm is not None:
             raise RecembError(f"{name} renormalises its rows (max_norm), which compressed tables do not.")
         weights, parts = [module.weight], [("table", ["table"], name)]
-    specs = []
+    specs: list[TableSpec] = []
     for weight, (table, features, full_name) in zip(weights, parts, strict=True):
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
             raise RecembError(
                 f"{full_name} holds {weight.dtype} on {weight.device.type}; compress a float32 model on the CPU, and "
                 "move it afterwards."
             )
+        count = torch.as_tensor(counts[full_name]).long() if full_name in counts else None
+        if count is not None and count.shape != weight.shape[:1]:
+            raise RecembError(f"counts of {full_name} have shape {tuple(count.shape)}, not ({weight.shape[0]},).")
+        ordered = packing.table in _ORDERED
         specs.append(
-            TableSpec(
+            _Weighed(
                 name=table, num_embeddings=weight.shape[0], embedding_dim=weight.shape[1], feature_names=list(features),
-                counts=counts.get(full_name), precision=packing.precision,
+                counts=count if ordered else None, looked_up=None if ordered else count, precision=packing.precision,
             )
         )  # fmt: skip
     return specs, [weight.detach() for weight in weights]
 
 
-def _check_range(ids: Tensor, num_embeddings: int) -> None:
-    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= num_embeddings):
-        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise RecembError(f"id {wrong} is out of range; the table has {num_embeddings} ids, 0 to {num_embeddings - 1}.")
+def _check_counts(counts: Mapping[str, Tensor], chosen: list[tuple[str, nn.Module, Packing]]) -> None:
+    known = []
+    for name, module, _ in chosen:
+        collected = module.embedding_bag_configs() if isinstance(module, EmbeddingBagCollection) else None
+        known += [name] if collected is None else [f"{name}.{one.name}" for one in collected]
+    for name, count in counts.items():
+        if name not in known:
+            raise RecembError(f"counts are given for {name!r}, which is none of the tables: {', '.join(known)}.")
+        values = torch.as_tensor(count)
+        if values.is_floating_point() or values.is_complex() or bool((values < 0).any()):
+            raise RecembError(f"counts of {name} must be whole numbers that are not negative, not {values.dtype}.")
 
 
-def _pooled(vectors: Tensor, weights: Tensor, bag: Tensor, bags: int, mean: bool) -> Tensor:
-    """Add up vectors (N, D), each times its weight (N,), by bag (N,); or average those with a weight: (B, D)."""
-    pooled = vectors.new_zeros(bags, vectors.shape[1]).index_add(0, bag, vectors * weights.unsqueeze(1))
-    if not mean:
-        return pooled
-    counts = weights.new_zeros(bags).index_add(0, bag, weights)
-    return pooled / counts.clamp(min=1).unsqueeze(1)
+def _refuse_what_would_be_lost(name: str, module: nn.Module, used: Mapping[int, int]) -> None:
+    """Raise where a module does more than look up, or where others hold its weight too."""
+    (kind,) = [kind for kind in _KINDS if isinstance(module, kind)]
+    hooks = (module._forward_hooks, module._forward_pre_hooks, getattr(module, "parametrizations", None))
+    if type(module).forward is not kind.forward or any(hooks):
+        raise RecembError(
+            f"{name} ({type(module).__name__}) does more than a {kind.__name__} does, by a forward of its own, hooks "
+            "or parametrizations, which would be lost; leave it out of the plan."
+        )
+    if any(used[id(one)] > 1 for one in module.parameters()):
+        raise RecembError(
+            f"the weight of {name} is also that of another module, which would keep it, so that nothing would be "
+            "saved; leave it out of the plan, or untie them."
+        )
+
+
+@dataclass(kw_only=True)
+class _Weighed(TableSpec):
+    """A table whose ids are in any order, and how often each is looked up."""
+
+    looked_up: Tensor | None = None
+
+    @property
+    def popularity(self) -> Tensor:
+        """(V,) float64, as in `TableSpec`."""
+        return super().popularity if self.looked_up is None else self.looked_up.double() + 1

@@ -136,7 +136,9 @@ class PQConfig(TableConfig):
         for spec, vector, quantizer in zip(specs, vectors, self.quantizers(specs), strict=True):
             codebooks, of_table = [vector], None
             if quantizer is not None:
-                codebooks, of_table = product_quantize(vector, spec.counts, quantizer.widths, quantizer.centroids, seed)
+                codebooks, of_table = product_quantize(
+                    vector, spec.popularity - 1, quantizer.widths, quantizer.centroids, seed
+                )
             weights += codebooks
             codes.append(of_table)
         return Approximation(PQTable(self, specs, with_codes(self.layout(specs), codes)), weights)

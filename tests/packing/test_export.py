@@ -83,8 +83,15 @@ def test_raw_values_are_served_in_one_call(exported: tuple[Path, Path]):
     vectors = loaded.look_up(rows)
     assert list(vectors) == run.built.tables.features
     assert not torch.equal(vectors[feature][0], vectors[feature][1])
-    with pytest.raises(RecembError, match="feature 'colour', which the model does not take"):
-        loaded.predict({"colour": "red"})
+    for wrong, sentence in (
+        ({"colour": "red"}, "feature 'colour', which the model does not take"),
+        ({1: 2}, "feature 1, which"),
+        (None, "one is a NoneType"),
+        (pd.DataFrame(rows), "to_dict"),
+        ([], "there are no rows"),
+    ):
+        with pytest.raises(RecembError, match=sentence):
+            loaded.predict(wrong)
 
 
 def readme_code(folder: Path, heading: str) -> str:
@@ -207,6 +214,12 @@ def test_an_export_is_not_replaced_unasked_and_nothing_else_ever(
     assert main(command) == 2
     assert "holds an export already" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert len(modes) == 1  # whoever may read one file may read all
+    (folder / "mine.txt").write_text("keep me")
+    assert main([*command, "--overwrite"]) == 2
+    assert "holds mine.txt beside an export" in capsys.readouterr().err
+    (folder / "mine.txt").unlink()
     other = tmp_path / "other"
     other.mkdir()
     (other / "diary.txt").write_text("dear diary")

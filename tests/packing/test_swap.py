@@ -164,6 +164,96 @@ def test_counts_bring_popular_ids_nearer():
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_counts_may_be_in_any_order_where_no_order_matters():
+    model = nn.Sequential(nn.Embedding(2000, 16))
+    before = model[0].weight.detach().clone()
+    before[1900:, 3:] = 0
+    model[0].weight.data.copy_(before)
+    counts = torch.ones(2000, dtype=torch.int64)
+    counts[1900:] = 10_000
+    recemb.compress(model, Packing(table="low_rank", budget="1/4"), counts={"0": counts})
+    error = (model[0](torch.arange(2000)) - before).norm(dim=1)
+    assert error[1900:].mean() < 0.3 * error[:1900].mean()
+    for wrong, sentence in (
+        ({"nobody": counts}, "'nobody', which is none of the tables: 0"),
+        ({"0": counts[:5]}, r"have shape \(5,\), not \(2000,\)"),
+        ({"0": counts / 2}, "must be whole numbers"),
+        ({"0": -counts}, "not negative"),
+    ):
+        with pytest.raises(RecembError, match=sentence):
+            recemb.compress(nn.Sequential(nn.Embedding(2000, 16)), Packing(precision="int8"), counts=wrong)
+    with pytest.raises(RecembError, match="number the ids by descending frequency"):
+        recemb.compress(
+            nn.Sequential(nn.Embedding(2000, 16)), Packing(table="frequency", budget="1/4"), counts={"0": counts}
+        )
+
+
+class Scaled(nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 10
+
+
+def hooked() -> nn.Module:
+    module = nn.Embedding(10, 4)
+    module.register_forward_hook(lambda module, inputs, output: output * 10)
+    return module
+
+
+def tied() -> nn.Module:
+    model = nn.ModuleDict({"in": nn.Embedding(10, 4), "out": nn.Linear(4, 10, bias=False)})
+    model["out"].weight = model["in"].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (nn.ModuleDict({"in": Scaled(10, 4)}), "a forward of its own"),
+        (nn.ModuleDict({"in": hooked()}), "hooks"),
+        (tied(), "is also that of another module"),
+    ],
+)
+def test_what_would_be_lost_is_left_alone(model: nn.Module, sentence: str):
+    with pytest.raises(RecembError, match=sentence):
+        recemb.compress(model, Packing(precision="int8"))
+    assert isinstance(model["in"], nn.Embedding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_cast_model_runs_on_and_keeps_its_bytes(dtype: torch.dtype):
+    model = Model().eval()
+    (bags, _) = recemb.compress(model, Packing(table="low_rank", budget="1/2", precision="int8"))
+    assert not model.words.training
+    ids = torch.randint(0, 2000, (6, 4))
+    wanted = model(ids, ids)
+    found = model.to(dtype)(ids, ids)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), wanted, rtol=5e-2, atol=5e-2)
+    assert sum(tensor.nbytes for tensor in model.bags["emb_a"].state_dict().values()) == bags.bytes_after
+
+
+def test_one_feature_in_two_tables_keeps_both_names():
+    configs = [
+        EmbeddingBagConfig(name=name, num_embeddings=900, embedding_dim=8, feature_names=["a"]) for name in ("t1", "t2")
+    ]
+    model = nn.ModuleDict({"ebc": EmbeddingBagCollection(tables=configs)})
+    wanted = model["ebc"](batch())
+    recemb.compress(model, Packing(precision="fp32"))
+    found = model["ebc"](batch())
+    assert found.keys() == wanted.keys() == ["a@t1", "a@t2"]
+    torch.testing.assert_close(found.values(), wanted.values())
+
+
+def test_a_swapped_embedding_can_be_exported():
+    model = Model()
+    recemb.compress(model, Packing(table="pq", budget="1/3"))
+    ids = torch.randint(0, 2000, (6, 4))
+    program = torch.export.export(model, (ids, ids)).module()
+    torch.testing.assert_close(program(ids, ids), model(ids, ids))
+    with pytest.raises(RecembError, match="ids must be integers"):
+        model.words(torch.tensor([1.5]))
+
+
 @pytest.mark.parametrize(
     ("model", "plan", "sentence"),
     [
