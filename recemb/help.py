@@ -12,7 +12,7 @@ from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig
 from recemb.models import ModelConfig
 from recemb.options import Option, options_of
 from recemb.tables.precision import PRECISIONS
-from recemb.tables.registry import Method, list_tables
+from recemb.tables.registry import Method, approximating_methods, list_tables
 from recemb.training.trainer import TrainerConfig
 
 OVERVIEW = """recemb: embedding-table compression for recommenders
@@ -92,7 +92,7 @@ def prepare_help() -> str:
 
 def compress_parser() -> argparse.ArgumentParser:
     """The arguments of `recemb compress`."""
-    from recemb.packing.compress import Finetuning, approximating_methods
+    from recemb.packing.compress import Finetuning
 
     parser = argparse.ArgumentParser(
         prog="recemb compress",

@@ -7,16 +7,14 @@ from functools import partial
 from typing import Any, ClassVar
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
-from recemb.datasets.criteo_text import CATEGORICAL, DENSE, LogOfIntegers, parse_block
-from recemb.datasets.hexadecimal import Hexadecimal
+from recemb.datasets.criteo_text import CATEGORICAL, DENSE, CriteoSpelling, parse_block
 from recemb.datasets.parallel import ordered
-from recemb.datasets.spelling import Numbers, Spelling
 from recemb.datasets.text import describe, find_files, read_blocks
 from recemb.options import option
 
 
 @dataclass(kw_only=True)
-class CriteoConfig(DatasetConfig):
+class CriteoConfig(CriteoSpelling, DatasetConfig):
     """Criteo text files: `train.txt` of the Kaggle release, or any other of the same form, gzipped or not."""
 
     name: ClassVar[str] = "criteo"
@@ -27,16 +25,6 @@ class CriteoConfig(DatasetConfig):
     def open(self, *, on_bad_rows: str) -> RowSource:
         """Find the files."""
         return CriteoText(self.source, on_bad_rows)
-
-    @classmethod
-    def spelling(cls, feature: str) -> Spelling:  # noqa: ARG003 - all are alike
-        """Say that categories are hexadecimal."""
-        return Hexadecimal()
-
-    @classmethod
-    def numbers(cls, feature: str) -> Numbers:
-        """Say that integers become logarithms."""
-        return LogOfIntegers(feature)
 
 
 class CriteoText(RowSource):

@@ -13,8 +13,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from recemb.datasets.base import RawChunk
-from recemb.datasets.hexadecimal import decode_tokens, parts_of
-from recemb.datasets.spelling import Numbers
+from recemb.datasets.hexadecimal import Hexadecimal, decode_tokens, parts_of
+from recemb.datasets.spelling import Numbers, Spelling
 from recemb.datasets.text import Block
 from recemb.options import RecembError
 
@@ -107,6 +107,20 @@ class LogOfIntegers(Numbers):
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Take the logarithms."""
         return transform_integers(self._feature, values)
+
+
+class CriteoSpelling:
+    """How a data set in Criteo's form is written; for configs to derive from."""
+
+    @classmethod
+    def spelling(cls, feature: str) -> Spelling:  # noqa: ARG003 - all are alike
+        """Say that categories are hexadecimal."""
+        return Hexadecimal()
+
+    @classmethod
+    def numbers(cls, feature: str) -> Numbers:
+        """Say that integers become logarithms."""
+        return LogOfIntegers(feature)
 
 
 def _parse_plain(text: bytes, position: int) -> RawChunk:

@@ -13,10 +13,8 @@ import numpy as np
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
 from recemb.datasets.counter import key_of, random_uniform
-from recemb.datasets.criteo_text import CATEGORICAL, DENSE, LogOfIntegers
-from recemb.datasets.hexadecimal import Hexadecimal
+from recemb.datasets.criteo_text import CATEGORICAL, DENSE, CriteoSpelling
 from recemb.datasets.parallel import ordered
-from recemb.datasets.spelling import Numbers, Spelling
 from recemb.datasets.synthetic_shape import CATEGORIES, INTEGERS, Categories, Integers
 from recemb.datasets.synthetic_teacher import Teacher
 from recemb.options import RecembError, option
@@ -25,7 +23,7 @@ CHUNK_ROWS = 1 << 15  # half a dozen arrays of a chunk fit the second-level cach
 
 
 @dataclass(kw_only=True)
-class SyntheticConfig(DatasetConfig):
+class SyntheticConfig(CriteoSpelling, DatasetConfig):
     """Generated rows in the form of Criteo, in seconds and without a download."""
 
     name: ClassVar[str] = "synthetic"
@@ -47,16 +45,6 @@ class SyntheticConfig(DatasetConfig):
     def open(self, *, on_bad_rows: str) -> RowSource:  # noqa: ARG002 - generated rows are never bad
         """Set up the teacher."""
         return SyntheticRows(self)
-
-    @classmethod
-    def spelling(cls, feature: str) -> Spelling:  # noqa: ARG003 - all are alike
-        """Say that categories are hexadecimal."""
-        return Hexadecimal()
-
-    @classmethod
-    def numbers(cls, feature: str) -> Numbers:
-        """Say that integers become logarithms."""
-        return LogOfIntegers(feature)
 
 
 class SyntheticRows(RowSource):

@@ -13,13 +13,14 @@ from recemb.packing.serving import ServingTables
 from recemb.plan import sized, table_specs
 from recemb.tables.base import Approximation, TableConfig, TableSpec
 from recemb.tables.precision import round_rows_
-from recemb.tables.registry import list_tables, method_of
+from recemb.tables.registry import check_approximates
+from recemb.tables.structure import Structure
 from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import save_weights
 from recemb.training.metrics import paired_change
 from recemb.training.record import CHECKPOINT, STRUCTURE, RunFolder
 from recemb.training.reopen import TrainedRun
-from recemb.training.run import first_record, write_last, write_predictions
+from recemb.training.run import first_record, outcome, write_predictions
 from recemb.training.stages import how_it_went
 from recemb.training.trainer import Evaluation, Trainer, TrainerConfig, evaluate
 
@@ -88,7 +89,7 @@ def compress_run(
     new = RunFolder(folder, overwrite=overwrite)
     clock = time.monotonic()
     new.start(record)
-    try:
+    with outcome(new, record, clock):
         if made.structure is not None:
             with new.replacing(STRUCTURE) as partial:
                 made.structure.save(partial, specs)
@@ -97,16 +98,6 @@ def compress_run(
         built = _built(run, specs, config, made)
         record["kept"], record["bytes"] = built.tables.kept, count_bytes(*built)
         _measure(run, config, new, record, built, finetuning)
-        record["status"] = "completed"
-    except KeyboardInterrupt:
-        record["status"], record["error"] = "interrupted", "stopped from outside"
-        raise
-    except Exception as error:
-        record["status"], record["error"] = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        record["seconds"] = round(time.monotonic() - clock, 3)
-        write_last(new, record)
     return record
 
 
@@ -125,19 +116,10 @@ def full_vectors(tables: ServingTables) -> list[Tensor]:
         ]
 
 
-def approximating_methods() -> list[str]:
-    """Name the methods that can be made from trained tables."""
-    return [method.name for method in list_tables() if method.config.approximates()]
-
-
 def _approximated(
     run: TrainedRun, specs: list[TableSpec], table: TableConfig, budget: str | int | float | None
 ) -> Approximation:
-    if not table.approximates():
-        raise RecembError(
-            f"table={method_of(table).name} cannot be made from trained tables, only trained; choose one of "
-            f"{', '.join(approximating_methods())}."
-        )
+    check_approximates(table)
     config = sized(table, budget, specs)
     served = ServingTables(run.built.tables.method, run.built.tables.weights)
     made = config.approximate(specs, full_vectors(served), run.config.seed)
@@ -165,8 +147,6 @@ def _same(run: TrainedRun, specs: list[TableSpec], budget: str | int | float | N
 
 
 def _structure(run: TrainedRun, specs: list[TableSpec]) -> Any:
-    from recemb.tables.structure import Structure
-
     return Structure.load(run.path / STRUCTURE, specs) if run.config.table.learns else None
 
 

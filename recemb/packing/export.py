@@ -68,10 +68,10 @@ def export(run: TrainedRun, folder: Path, forms: Sequence[str] = FORMS, *, overw
         RecembError: a form is unknown, the folder cannot be made or holds something else, what is needed to write a
             form is missing, or an exported form gives other logits than the live model.
     """
-    forms = [form.strip() for form in forms]
-    forms = [form for form in FORMS if form in forms] if set(forms) <= set(FORMS) else list(forms)
-    if unknown := sorted(set(forms) - set(FORMS)) or (["nothing"] if not forms else []):
+    forms = [form.strip() for form in forms] or ["nothing"]
+    if unknown := sorted(set(forms) - set(FORMS)):
         raise RecembError(f"there is no form {unknown[0]!r} to export to; choose some of {', '.join(FORMS)}.")
+    forms = [form for form in FORMS if form in forms]
     _refuse_to_touch(folder, overwrite)
     model = serving_model(run)
     with _appearing(folder) as partial:

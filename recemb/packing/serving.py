@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recemb.options import RecembError
 from recemb.tables.base import CompressedTable, PhysicalTable
-from recemb.tables.collection import BagConfig, bag_configs, id_ranges
+from recemb.tables.collection import BagConfig, bag_configs, check_in_range, id_ranges
 from recemb.tables.precision import empty_rows, pack_rows, read_rows
 
 
@@ -272,14 +272,7 @@ class ServingTables(nn.Module):
                 "feature's beginning where the one before ends."
             )
         feature = torch.arange(features, device=values.device).repeat_interleave(offsets[:, -1] - offsets[:, 0])
-        outside = (values < self._least[feature]) | (values > self._most[feature])
-        if bool(outside.any()):
-            first = int(outside.nonzero()[0])
-            most = int(self._most[feature[first]])
-            raise RecembError(
-                f"feature {self.features[int(feature[first])]}: id {int(values[first])} is out of range; its table has "
-                f"{most + 1} ids, 0 to {most}."
-            )
+        check_in_range(values, feature, self.features, self._least, self._most)
 
 
 class _Pool:

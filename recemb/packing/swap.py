@@ -17,7 +17,7 @@ from recemb.packing.standins import CompressedCollection, CompressedEmbedding, C
 from recemb.plan import sized
 from recemb.tables.base import TableSpec, total_full_bytes
 from recemb.tables.precision import check_precision
-from recemb.tables.registry import config_from_dict
+from recemb.tables.registry import check_approximates, config_from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +146,7 @@ def _packed(
     """Make the module that takes another one's place."""
     specs, weights = _tables_of(name, module, packing, counts)
     config = config_from_dict({"name": packing.table, **packing.options})
-    if not config.approximates():
-        from recemb.packing.compress import approximating_methods
-
-        raise RecembError(
-            f"table={packing.table} cannot be made from trained tables, only trained; choose one of "
-            f"{', '.join(approximating_methods())}."
-        )
+    check_approximates(config)
     if packing.table in ("frequency", "mixed_dimension") and any(spec.counts is None for spec in specs):
         raise RecembError(
             f"{name}: table={packing.table} needs to know how often each id is looked up; pass counts, with ids "

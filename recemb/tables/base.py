@@ -237,14 +237,8 @@ class TableConfig:
             specs: the logical tables.
             vectors: (V, D) float32 of each.
             seed: of whatever is random in it.
-
-        Raises:
-            RecembError: the method has no way to.
         """
-        raise RecembError(
-            f"{type(self).__name__.removesuffix('Config')} tables cannot be made from trained ones, only trained; "
-            "`recemb compress --help` lists what can."
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no way to, as `approximates` says.")
 
     @classmethod
     def approximates(cls) -> bool:

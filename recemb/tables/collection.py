@@ -376,14 +376,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             if not bool(((low < self._least) | (high > self._most)).any()):
                 return
         feature_of_id, flat = torch.repeat_interleave(lengths.sum(dim=1)), ids.flatten()
-        outside = (flat < self._least[feature_of_id]) | (flat > self._most[feature_of_id])
-        if bool(outside.any()):
-            position = int(outside.nonzero()[0])
-            most = int(self._most[feature_of_id[position]])
-            raise RecembError(
-                f"feature {self.features[int(feature_of_id[position])]}: id {int(flat[position])} is out of range; "
-                f"its table has {most + 1} ids, 0 to {most}."
-            )
+        check_in_range(flat, feature_of_id, self.features, self._least, self._most)
 
 
 class _Lookup(NamedTuple):
@@ -424,6 +417,26 @@ def id_ranges(specs: Sequence[TableSpec]) -> tuple[list[int], list[int]]:
         [-(2**63) if spec.raw_ids else 0 for spec in specs],
         [2**63 - 1 if spec.raw_ids else spec.num_embeddings - 1 for spec in specs],
     )
+
+
+def check_in_range(ids: Tensor, feature: Tensor, names: Sequence[str], least: Tensor, most: Tensor) -> None:
+    """Raise where an id is outside of its table.
+
+    Args:
+        ids: (N,) int64.
+        feature: (N,) int64, the feature of each.
+        names: of the F features.
+        least: (F,) int64, the least id of each.
+        most: (F,) int64, the greatest.
+    """
+    outside = (ids < least[feature]) | (ids > most[feature])
+    if bool(outside.any()):
+        position = int(outside.nonzero()[0])
+        greatest = int(most[feature[position]])
+        raise RecembError(
+            f"feature {names[int(feature[position])]}: id {int(ids[position])} is out of range; its table has "
+            f"{greatest + 1} ids, 0 to {greatest}."
+        )
 
 
 def bag_configs(specs: Sequence[TableSpec], layout: Layout) -> list[BagConfig]:

@@ -9,19 +9,17 @@ a budget is spent column by column, so ranks of different tables may differ by o
 that two factors would not make smaller stays whole.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
-from recemb.budget import largest_within
 from recemb.options import RecembError, option
 from recemb.tables.base import Approximation, CompressedTable, Layout, TableConfig, TableSpec
 from recemb.tables.projection import factorized, narrower, projection, widened
 from recemb.tables.registry import register
-from recemb.tables.sizing import running_ids, smallest_first
+from recemb.tables.sizing import fit_table_by_table, running_ids, smallest_first
 
 
 @dataclass(kw_only=True)
@@ -68,22 +66,8 @@ class LowRankConfig(TableConfig):
 
     def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
         """Take the largest ranks: one more for one table after the other, smallest first."""
-        whole = dataclasses.replace(self, rank=None)
-        if whole.layout(specs).serving_bytes <= budget_bytes:
-            return whole
-        total = sum(spec.num_embeddings for spec in specs)
-        # Half an id more than the tables that shall have the higher rank, so that rounding cannot leave one out.
-        shares = [0.0, *((ids + 0.5) / total for ids in running_ids(specs)[:-1])]
-
-        def rank_at(step: int) -> float:
-            return 1 + step // len(specs) + shares[step % len(specs)]
-
-        def bytes_at(step: int) -> int:
-            return dataclasses.replace(self, rank=rank_at(step)).layout(specs).serving_bytes
-
-        last = (max(spec.embedding_dim for spec in specs) - 1) * len(specs)
-        step = largest_within(budget_bytes, bytes_at, 0, last, "table=low_rank")
-        return dataclasses.replace(self, rank=rank_at(step))
+        widest = max(spec.embedding_dim for spec in specs)
+        return fit_table_by_table(self, "rank", specs, budget_bytes, (widest - 1) * len(specs), "table=low_rank")
 
     def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
         """Factorize each table by its singular values, popular ids counting more."""

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recemb.budget import FLOAT32_BYTES, largest_within
+from recemb.budget import FLOAT32_BYTES
 from recemb.hashing import hash_to_rows, salt_of
 from recemb.options import RecembError, option
 from recemb.tables.base import Approximation, CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
-from recemb.tables.sizing import running_ids, smallest_first
+from recemb.tables.sizing import fit_table_by_table, running_ids, smallest_first
 
 MOST_CENTROIDS = 256
 """What a code of one byte can tell apart."""
@@ -112,22 +112,8 @@ class PQConfig(TableConfig):
 
     def fit(self, specs: Sequence[TableSpec], budget_bytes: int) -> Self:
         """Take the most parts: one more for one table after the other, smallest first; whole ones after the last."""
-        whole = dataclasses.replace(self, parts=None)
-        if whole.layout(specs).serving_bytes <= budget_bytes:
-            return whole
-        total = sum(spec.num_embeddings for spec in specs)
-        # Half an id more than the tables that shall have one part more, so that rounding cannot leave one out.
-        shares = [0.0, *((ids + 0.5) / total for ids in running_ids(specs)[:-1])]
-
-        def parts_at(step: int) -> float:
-            return 1 + step // len(specs) + shares[step % len(specs)]
-
-        def bytes_at(step: int) -> int:
-            return dataclasses.replace(self, parts=parts_at(step)).layout(specs).serving_bytes
-
-        last = max(spec.embedding_dim for spec in specs) * len(specs) - 1
-        step = largest_within(budget_bytes, bytes_at, 0, last, "table=pq")
-        return dataclasses.replace(self, parts=parts_at(step))
+        widest = max(spec.embedding_dim for spec in specs)
+        return fit_table_by_table(self, "parts", specs, budget_bytes, widest * len(specs) - 1, "table=pq")
 
     def approximate(self, specs: Sequence[TableSpec], vectors: Sequence[Tensor], seed: int = 0) -> Approximation:
         """Find codebooks and codes by k-means, popular ids counting more."""

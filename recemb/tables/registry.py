@@ -95,6 +95,20 @@ def check_raw_ids(config: TableConfig, specs: Sequence[TableSpec]) -> None:
         )
 
 
+def approximating_methods() -> list[str]:
+    """Name the methods that can be made from trained tables."""
+    return [method.name for method in _METHODS.values() if method.config.approximates()]
+
+
+def check_approximates(config: TableConfig) -> None:
+    """Raise where a method's tables cannot be made from trained ones."""
+    if not config.approximates():
+        raise RecembError(
+            f"table={method_of(config).name} cannot be made from trained tables, only trained; choose one of "
+            f"{', '.join(approximating_methods())}."
+        )
+
+
 def config_to_dict(config: TableConfig) -> dict[str, Any]:
     """Write a config as plain JSON types, the method's name first."""
     return {"name": method_of(config).name, **dataclasses.asdict(config)}

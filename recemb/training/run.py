@@ -1,12 +1,13 @@
 """One training run from a config to a folder: config.yaml, run.json, predictions.parquet, TensorBoard, checkpoint/."""
 
+import contextlib
 import dataclasses
 import datetime
 import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         return run.completed
     clock = time.monotonic() - record["seconds"]
     run.start(record)
-    try:
+    with outcome(run, record, clock):
         if isinstance(table, PrunedConfig):
             start = Stages(config, table, specs, dataset, run, record).learn()
         else:
@@ -94,16 +95,6 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
             record |= how_it_went(trainer)
             trainer.close()
         run.forget_stages()
-        record["status"] = "completed"
-    except KeyboardInterrupt:
-        record["status"], record["error"] = "interrupted", "stopped from outside"
-        raise
-    except Exception as error:
-        record["status"], record["error"] = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        record["seconds"] = round(time.monotonic() - clock, 3)
-        write_last(run, record)
     return record
 
 
@@ -117,7 +108,30 @@ def _warn_of_shared_rows(config: "RunConfig", table: TableConfig, layout: Layout
         )  # fmt: skip
 
 
-def write_last(run: RunFolder, record: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def outcome(run: RunFolder, record: dict[str, Any], clock: float) -> Iterator[None]:
+    """Write the record of what is done inside, however it ends.
+
+    Args:
+        run: the folder.
+        record: gets its status, the error if there is one, and its seconds.
+        clock: when it began, by time.monotonic().
+    """
+    try:
+        yield
+        record["status"] = "completed"
+    except KeyboardInterrupt:
+        record["status"], record["error"] = "interrupted", "stopped from outside"
+        raise
+    except Exception as error:
+        record["status"], record["error"] = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record["seconds"] = round(time.monotonic() - clock, 3)
+        _write_last(run, record)
+
+
+def _write_last(run: RunFolder, record: dict[str, Any]) -> None:
     """Write the final record; where that fails after something else failed, the first failure is the one to tell."""
     try:
         run.write(record)

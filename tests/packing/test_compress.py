@@ -10,12 +10,12 @@ from tables_samples import make_specs
 
 from recemb import TableSpec
 from recemb.cli import main
-from recemb.packing.compress import approximating_methods, compress_run, full_vectors
+from recemb.packing.compress import compress_run, full_vectors
 from recemb.packing.serving import ServingTables
 from recemb.tables.frequency import FrequencyConfig
 from recemb.tables.low_rank import LowRankConfig
 from recemb.tables.projection import factorized
-from recemb.tables.registry import config_from_dict
+from recemb.tables.registry import approximating_methods, config_from_dict
 from recemb.training.reopen import open_run, read_record
 
 
