@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import errno
 import json
 import logging
@@ -29,7 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from recemb import help as pages
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.options import RecembError, options_of
+from recemb.plan import sized, table_specs
+from recemb.record import RECORD
 from recemb.tables.registry import get_table
+from recemb.training import processes
+from recemb.training.sharding import plan_lines, planned
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 
@@ -70,7 +75,29 @@ def _train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(pages.train_help())
         return _OK
-    return _with_hydra("train", arguments, _train_job)
+    processes.join()
+    moment = processes.on_first(datetime.datetime.now)
+    # Processes that start together must not name their folder by clocks of their own.
+    OmegaConf.register_new_resolver("recemb_now", moment.strftime, replace=True)
+    status = _with_hydra("train", _resumed(arguments), _train_job)
+    if status == _OK:
+        processes.leave()
+    return status
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    """Write `resume=RUN` as the command that began the run in that folder, to go on in the same one."""
+    given = [one.removeprefix("resume=") for one in arguments if one.startswith("resume=")]
+    if not given or given[-1].lower() in ("true", "false", "null", ""):
+        return arguments
+    folder = Path(given[-1])
+    try:
+        command = shlex.split(json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecembError(f"resume={folder}: there is no run in this folder that can be gone on with.") from error
+    rest = [one for one in arguments if not one.startswith("resume=")]
+    again = [one for one in command[2:] if not one.startswith("hydra.run.dir=")]
+    return [*again, *rest, "resume=true", f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
 
 
 def _train_job(composed: Any) -> None:
@@ -79,12 +106,16 @@ def _train_job(composed: Any) -> None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     overrides = list(job.overrides.task)
-    if job.mode == RunMode.MULTIRUN:
+    if not processes.is_first():
+        logging.getLogger("recemb").setLevel(logging.ERROR)  # the first process says it all
+    elif job.mode == RunMode.MULTIRUN:
         print(f"\n[{int(job.job.num) + 1}{_of_jobs_in_sweep(job)}] {' '.join(overrides)}", file=sys.stderr)
     config = to_run_config(composed)
     # A command that repeats the run does not go on with it.
     command = shlex.join(["recemb", "train", *(one for one in overrides if not one.startswith("resume="))])
     record = train(config, folder, command, _asked_of_data(overrides))
+    if not processes.is_first():
+        return
     test = record["metrics"]["test"]
     print(
         f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
@@ -150,7 +181,18 @@ def _plan_job(composed: Any, as_json: bool) -> None:
         precision=config.precision,
         dataset=config.dataset.name,
     )
-    print(json.dumps(plan.to_dict(), indent=2) if as_json else plan_text(plan), flush=True)
+    sharing = _planned_sharing(config, features) if config.processes > 1 else None
+    if as_json:
+        print(json.dumps(plan.to_dict() | ({"sharding": sharing} if sharing else {}), indent=2), flush=True)
+    else:
+        print("\n".join([plan_text(plan), *(["", *plan_lines(sharing)] if sharing else [])]), flush=True)
+
+
+def _planned_sharing(config: PlanConfig, features: Any) -> dict[str, Any]:
+    """Say how processes would share the tables of a plan."""
+    specs = table_specs(features, config.model, config.precision)
+    table = sized(config.table, config.budget, specs)
+    return planned(specs, table, config.trainer, config.processes, config.memory)
 
 
 def _report(arguments: list[str]) -> int:
@@ -254,6 +296,8 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
     def one_job(composed: Any) -> None:
         try:
             job(composed)
+        except processes.ToldElsewhereError as error:
+            failures.append(str(error))
         except BrokenPipeError as error:
             reader_gone.append(error)  # raised past Hydra, which would report it
         except (RecembError, OmegaConfBaseException, OSError) as error:
@@ -263,6 +307,8 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
             # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
             failures.append(repr(error))
             traceback.print_exc()
+        if failures and processes.world_size() > 1:
+            raise SystemExit(_FAILED)  # the others may be at another point, and there is no going on together
 
     sys.argv = [f"recemb {verb}", *_flags_first(arguments)]
     try:
@@ -325,7 +371,8 @@ def _slug(number: Any, overrides: str) -> str:
 
 
 def _say(sentence: str, status: int = _FAILED) -> int:
-    print(f"recemb: {sentence}", file=sys.stderr)
+    who = f"recemb (process {processes.rank()})" if processes.world_size() > 1 else "recemb"
+    print(f"{who}: {sentence}", file=sys.stderr, flush=True)
     return status
 
 

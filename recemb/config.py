@@ -19,7 +19,7 @@ from recemb.options import RecembError, option
 from recemb.tables.base import TableConfig
 from recemb.tables.precision import PRECISIONS, check_precision
 from recemb.tables.registry import config_from_dict, list_tables, method_of
-from recemb.training.trainer import TrainerConfig
+from recemb.training.trainer_config import TrainerConfig
 
 _Config = TypeVar("_Config", bound="RunConfig | PlanConfig")
 _BUDGET_HELP = "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
@@ -108,11 +108,20 @@ class PlanConfig:
     model: Any = MISSING
     budget: Any = option(None, _BUDGET_HELP)
     precision: str = option("fp32", _PRECISION_HELP)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    processes: int = option(1, "processes that shall share the tables; more than one says which holds what")
+    memory: Any = option(None, "memory of each of these processes, such as 80GiB; null for no limit")
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
         if self.budget is not None:
             parse_budget(self.budget, 1 << 62)
+        if self.processes < 1:
+            raise RecembError(f"processes={self.processes} is too small; it must be at least 1.")
+        if self.processes > 1 and self.trainer.sharding == "none":
+            self.trainer.sharding = "auto"
+        if self.memory is not None:
+            parse_budget(self.memory, 1 << 62)
 
 
 GROUPS: dict[str, dict[str, type]] = {

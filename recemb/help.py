@@ -13,7 +13,7 @@ from recemb.models import ModelConfig
 from recemb.options import Option, options_of
 from recemb.tables.precision import PRECISIONS
 from recemb.tables.registry import Method, approximating_methods, list_tables
-from recemb.training.trainer import TrainerConfig
+from recemb.training.trainer_config import TrainerConfig
 
 OVERVIEW = """recemb: embedding-table compression for recommenders
 

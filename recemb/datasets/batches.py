@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.datasets.bags import Bags
 from recemb.datasets.columns import Columns, Rows, SplitFile
+from recemb.options import RecembError
 
 _PIECES = 16
 
@@ -23,32 +24,45 @@ class Batch(NamedTuple):
         sparse: F keys of int64 ids, stride B: values feature by feature, (F * B,) with all lengths 1, unless some
             features are multi-valued; those come last and have any number of ids a row.
         labels: (B,) float32, 0 or 1.
+        total: rows of this batch over all processes; None = those here.
+        counted: how many of the rows here, the first ones, count; those after are another process's. None = all.
     """
 
     dense: torch.Tensor
     sparse: KeyedJaggedTensor
     labels: torch.Tensor
+    total: int | None = None
+    counted: int | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch on a device."""
         place = torch.device(device)
-        return Batch(
-            self.dense.to(place, non_blocking=non_blocking),
-            self.sparse.to(place, non_blocking=non_blocking),
-            self.labels.to(place, non_blocking=non_blocking),
+        return self._replace(
+            dense=self.dense.to(place, non_blocking=non_blocking),
+            sparse=self.sparse.to(place, non_blocking=non_blocking),
+            labels=self.labels.to(place, non_blocking=non_blocking),
         )
 
 
 class Batches:
-    """One pass over a split, as often as it is iterated; `len` is the number of batches.
+    """One pass over a split, as often as it is iterated; `len` is the number of batches of the whole pass.
+
+    Of a batch of n rows, process r of R has rows [n * r // R, n * (r + 1) // R), in their order: together the processes
+    have what one alone would. Where that is one less than others have, a row of the next process follows that does not
+    count, since collectives want all processes to have as many, and to take every step.
 
     Args:
         split: where the rows are.
         keys: the F categorical features, multi-valued ones last.
-        batch_size: B.
+        batch_size: B, over all processes.
         order: (seed, epoch) to shuffle by, or None for the order of the file.
         drop_last: leave out a last batch of fewer rows.
         window: rows held in memory when shuffling.
+        share: (r, R), which of how many processes this is.
+        start: the batch that iteration begins with.
+
+    Raises:
+        RecembError: there is no such process, or no such batch to begin with.
     """
 
     def __init__(
@@ -59,6 +73,8 @@ class Batches:
         order: tuple[int, int] | None,
         drop_last: bool,
         window: int,
+        share: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> None:
         self._split = split
         self._keys = keys
@@ -67,6 +83,16 @@ class Batches:
         self._window = window
         self._rows = split.rows // batch_size * batch_size if drop_last else split.rows
         self._layouts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rank, self._ranks = share
+        self._start = start
+        if not 0 <= self._rank < self._ranks:
+            raise RecembError(
+                f"share=({self._rank}, {self._ranks}) is out of range; it must be (rank, ranks) with 0 <= rank < ranks."
+            )
+        if not 0 <= start <= len(self):
+            raise RecembError(
+                f"start={start} is out of range; this pass has {len(self)} batches, so it must be 0 to {len(self)}."
+            )
 
     def __len__(self) -> int:
         return -(-self._rows // self._batch_size)
@@ -81,54 +107,82 @@ class Batches:
                 pending = worker.submit(next, batches, None)
                 yield batch
 
+    def _span(self, number: int) -> "_Span":
+        first = number * self._batch_size
+        total = min(self._batch_size, self._rows - first)
+        begin, end = total * self._rank // self._ranks, total * (self._rank + 1) // self._ranks
+        return _Span(first + begin, first + begin + -(-total // self._ranks), total, counted=end - begin)
+
     def _make(self) -> Iterator[Batch]:
         """Fill one batch after the other from parts that are cut without regard to batches."""
-        left = self._rows
-        if left == 0:
+        if self._start == len(self):
             return
-        target = _Target.empty(self._split, min(self._batch_size, left))
-        for part, order in self._parts():
-            start = 0
-            while start < len(order):
-                take = min(len(order) - start, target.room)
-                target.fill(part, order[start : start + take])
-                start += take
-                if target.room == 0:
-                    yield self._batch(target)
-                    left -= len(target.labels)
-                    if left == 0:
-                        return
-                    target = _Target.empty(self._split, min(self._batch_size, left))
+        parts = self._parts()
+        at, part, order = next(parts)
+        for number in range(self._start, len(self)):
+            span = self._span(number)
+            target = _Target.empty(self._split, span.end - span.begin)
+            while target.room > 0:
+                begin = span.end - target.room
+                while at + len(order) <= begin:
+                    at, part, order = next(parts)
+                target.fill(part, order[begin - at : span.end - at])
+            yield self._batch(target, span)
 
-    def _parts(self) -> Iterator[tuple[Columns | Rows, "range | np.ndarray"]]:
-        """Yield all rows once: some of them, and in which order they come."""
-        rows = self._split.rows
+    def _parts(self) -> Iterator[tuple[int, Columns | Rows, "range | np.ndarray"]]:
+        """Yield from the start on what holds this process's rows: where in the pass it begins, rows, their order."""
         if self._order is None:
-            for start in range(0, rows, self._batch_size):
-                for piece in self._split.pieces(start, min(start + self._batch_size, rows)):
-                    yield piece, range(len(piece.labels))
+            for number in range(self._start, len(self)):
+                at, end, *_ = self._span(number)
+                for piece in self._split.pieces(at, end):
+                    yield at, piece, range(len(piece.labels))
+                    at += len(piece.labels)
             return
         random = np.random.default_rng(self._order)
-        length = max(self._window // _PIECES, 1)
-        if rows <= self._window:
-            windows = [[(0, rows)]]
-        else:
-            ranges = [(start, min(start + length, rows)) for start in range(0, rows, length)]
-            shuffled = [ranges[i] for i in random.permutation(len(ranges))]
-            windows = [shuffled[i : i + _PIECES] for i in range(0, len(shuffled), _PIECES)]
-        for window in windows:
-            rows_of_window = self._split.gather(window)
-            yield rows_of_window, random.permutation(len(rows_of_window.labels))
+        at = 0
+        for window in self._windows(random):
+            rows = sum(stop - start for start, stop in window)
+            # The order is drawn for a skipped window, too, so that those after it have theirs.
+            part = self._split.gather(window) if self._wanted(at, at + rows) else None
+            order = random.permutation(rows)
+            if part is not None:
+                yield at, part, order
+            at += rows
 
-    def _batch(self, target: "_Target") -> Batch:
+    def _windows(self, random: np.random.Generator) -> list[list[tuple[int, int]]]:
+        """Cut the split into windows of ranges [start, stop) of rows, in the order they come in."""
+        rows = self._split.rows
+        if rows <= self._window:
+            return [[(0, rows)]]
+        length = max(self._window // _PIECES, 1)
+        ranges = [(start, min(start + length, rows)) for start in range(0, rows, length)]
+        shuffled = [ranges[i] for i in random.permutation(len(ranges))]
+        return [shuffled[i : i + _PIECES] for i in range(0, len(shuffled), _PIECES)]
+
+    def _wanted(self, begin: int, end: int) -> bool:
+        """Return whether any of the places [begin, end) of the pass is this process's."""
+        number = max(self._start, begin // self._batch_size)
+        if number < len(self) and self._span(number).end <= begin:
+            number += 1  # this process's rows of the batch that is under way came before
+        return number < len(self) and self._span(number).begin < end
+
+    def _batch(self, target: "_Target", span: "_Span") -> Batch:
+        return Batch(
+            torch.from_numpy(target.dense),
+            self._jagged(target) if target.bags else self._single_valued(target),
+            torch.from_numpy(target.labels),
+            span.total,
+            span.counted,
+        )
+
+    def _single_valued(self, target: "_Target") -> KeyedJaggedTensor:
+        """Put single ids (F, B) one feature after the other, with lengths and offsets that batches of a size share."""
         rows, keys = len(target.labels), self._keys
-        if target.bags:
-            return Batch(torch.from_numpy(target.dense), self._jagged(target), torch.from_numpy(target.labels))
         if rows not in self._layouts:
             offsets = torch.arange(len(keys) * rows + 1)
             self._layouts[rows] = torch.ones(len(keys) * rows, dtype=torch.int64), offsets
         lengths, offsets = self._layouts[rows]
-        sparse = KeyedJaggedTensor(
+        return KeyedJaggedTensor(
             keys=keys,
             values=torch.from_numpy(target.ids).view(-1),
             lengths=lengths,
@@ -137,7 +191,6 @@ class Batches:
             length_per_key=[rows] * len(keys),
             offset_per_key=[i * rows for i in range(len(keys) + 1)],
         )
-        return Batch(torch.from_numpy(target.dense), sparse, torch.from_numpy(target.labels))
 
     def _jagged(self, target: "_Target") -> KeyedJaggedTensor:
         """Put the single ids (F, B) and M features' bags one after the other."""
@@ -156,6 +209,18 @@ class Batches:
             length_per_key=sizes,
             offset_per_key=[0, *accumulate(sizes)],
         )
+
+
+class _Span(NamedTuple):
+    """A process's rows of a batch: places [begin, end) of the pass, of `total` rows over all processes.
+
+    All processes have as many, of which the first `counted` are their own.
+    """
+
+    begin: int
+    end: int
+    total: int
+    counted: int
 
 
 class _Target:

@@ -118,23 +118,33 @@ class PreparedDataset:
         epoch: int = 0,
         drop_last: bool = False,
         window: int = 1 << 20,
+        share: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Batches:
-        """Return the batches of one pass over a split; iterate as often as you like.
+        """Return the batches of one pass over a split, or a process's share of each; iterate as often as you like.
 
         Args:
             split: "train", "valid" or "test".
-            batch_size: B, rows a batch; the last one may have fewer.
+            batch_size: B, rows a batch over all processes; the last one may have fewer.
             shuffle: every row once, in an order that depends on (seed, epoch) only.
             seed: of the order.
             epoch: of the order.
             drop_last: leave out a last batch of fewer rows.
             window: rows held in memory for shuffling. A split that fits is permuted exactly; of a larger one, pieces
                 of window/16 rows come in random order, and rows are permuted among 16 pieces at a time.
+            share: (rank, ranks). Of a batch of n rows, the same that one process alone would get, this one gets rows
+                [n * rank // ranks, n * (rank + 1) // ranks), in their order, and one more that does not count where
+                others have one more.
+            start: the batch that iteration begins with; 0 to the number of batches, which stays that of all.
+
+        Raises:
+            RecembError: there is no such split, or a number is out of range.
         """
         if batch_size < 1:
             raise RecembError(f"batch_size={batch_size} is too small; it must be 1 or more.")
         order = (seed, epoch) if shuffle else None
-        return Batches(self._split(split), [f.name for f in self.features], batch_size, order, drop_last, window)
+        keys = [f.name for f in self.features]
+        return Batches(self._split(split), keys, batch_size, order, drop_last, window, share, start)
 
     def _split(self, split: str) -> SplitFile:
         if split not in self._splits:

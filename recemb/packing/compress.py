@@ -17,12 +17,14 @@ from recemb.tables.registry import check_approximates
 from recemb.tables.structure import Structure
 from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import save_weights
+from recemb.training.evaluation import Evaluation, evaluate
 from recemb.training.metrics import paired_change
 from recemb.training.record import CHECKPOINT, STRUCTURE, RunFolder
 from recemb.training.reopen import TrainedRun
 from recemb.training.run import first_record, outcome, write_predictions
 from recemb.training.stages import how_it_went
-from recemb.training.trainer import Evaluation, Trainer, TrainerConfig, evaluate
+from recemb.training.trainer import Trainer
+from recemb.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -91,13 +93,13 @@ def compress_run(
     new.start(record)
     with outcome(new, record, clock):
         if made.structure is not None:
-            with new.replacing(STRUCTURE) as partial:
-                made.structure.save(partial, specs)
+            new.save(STRUCTURE, lambda partial: made.structure.save(partial, specs))
             pruned = made.method.config.pruned
             record["structure"] = {"pruned_ids": pruned, **made.structure.summary(specs)}
         built = _built(run, specs, config, made)
-        record["kept"], record["bytes"] = built.tables.kept, count_bytes(*built)
+        record["kept"], record["bytes"] = built.tables.kept, count_bytes(built)
         _measure(run, config, new, record, built, finetuning)
+        new.forget_unfinished()
     return record
 
 
@@ -179,7 +181,7 @@ def _measure(
     """Train on if asked, keep the weights, and compare with the run on the same test rows."""
     if finetuning.steps:
         tuning = _tuning(config.trainer, finetuning, run.dataset.num_rows("train"))
-        trainer = Trainer(built.model, run.dataset, tuning, config.seed, new.path, tries_start=True)
+        trainer = Trainer(built, run.dataset, tuning, config.seed, new.path, tries_start=True)
         try:
             trainer.fit()
         finally:

@@ -96,7 +96,7 @@ def export(run: TrainedRun, folder: Path, forms: Sequence[str] = FORMS, *, overw
 
 def serving_model(run: TrainedRun) -> ServingModel:
     """Make the module that serves a run: its tables in the run's precision, and its backbone."""
-    live, tables = run.built
+    live, tables, _ = run.built
     served = ServingTables(tables.method, tables.weights)
     backbone = run.config.model.build(
         Widths(served.embedding_bag_configs()), torch.zeros(2, len(run.dataset.dense_names))

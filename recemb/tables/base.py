@@ -14,7 +14,7 @@ Shapes are written as: V ids of a table, D width of the vectors, N looked-up ids
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from recemb.budget import FLOAT32_BYTES
-from recemb.hashing import salt_of
 from recemb.options import RecembError
 from recemb.tables.precision import check_precision, held_as, row_bytes
 
@@ -381,37 +380,26 @@ class CompressedTable(nn.Module):
         """Give what the loss of a training step adds for the table's own sake, a scalar."""
         return None
 
-    def after_step(self, weights: Sequence[Tensor], epochs: float) -> None:
+    def after_step(self, weights: Callable[[], Sequence[Tensor]], epochs: float) -> None:
         """Do what is due after a training step.
 
         Args:
-            weights: the physical tables' weights, in the layout's order; not to be changed.
+            weights: gives the physical tables' weights, in the layout's order, not to be changed. Where they are
+                sharded every process must ask for them at the same step, so that the answer to whether to ask may
+                depend on `epochs` alone.
             epochs: how many passes over the training rows are done.
         """
+
+    def progress(self) -> dict[str, float]:
+        """Give the numbers that training goes on from beside the module's tensors, for `resume`."""
+        return {}
+
+    def resume(self, progress: dict[str, float]) -> None:
+        """Take up what `progress` gave."""
 
     def scalars(self) -> dict[str, float]:
         """Numbers worth watching in training, by name."""
         return {}
-
-
-def init_uniform_(weight: Tensor, std: float, name: str, seed: int) -> None:
-    """Fill a weight uniformly with zero mean and a standard deviation, from the seed and the weight's own name.
-
-    What stands beside it does not matter: a table starts the same in any collection.
-    """
-    bound = math.sqrt(3.0) * std
-    with torch.no_grad():
-        weight.uniform_(-bound, bound, generator=_generator(weight, name, seed))
-
-
-def init_orthogonal_(weight: Tensor, std: float, name: str, seed: int) -> None:
-    """Fill a matrix (d, D), d <= D, with orthogonal rows whose entries have the root mean square `std`."""
-    gain = std * math.sqrt(weight.shape[1])
-    nn.init.orthogonal_(weight, gain, generator=_generator(weight, name, seed))
-
-
-def _generator(weight: Tensor, name: str, seed: int) -> torch.Generator:
-    return torch.Generator(device=weight.device).manual_seed(salt_of(name, seed) & (2**63 - 1))
 
 
 def total_held_bytes(specs: Sequence[TableSpec]) -> int:

@@ -20,13 +20,15 @@ from recemb.tables.base import (
     PhysicalTable,
     TableConfig,
     TableSpec,
-    init_orthogonal_,
-    init_uniform_,
     total_full_bytes,
 )
+from recemb.tables.initial import init_orthogonal_, init_uniform_
 from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
+from recemb.tables.sharded import ReplicatedTables, ShardedTables
 from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, lanes_of
+
+HERE, SHARDED, REPLICATED = "here", "sharded", "replicated"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class CompressedEmbeddingBagCollection(nn.Module):
         device: where the weights live.
         rows: (rows, width) of each physical table, to be held for serving as the specs' precisions say; `config` is
             then the module that they belong to. See `quantized`, which passes them.
+        held: where rows under an optimizer are: `here`, in this process; `sharded`, spread over processes by
+            torchrec's DistributedModelParallel once `recemb.training.sharding.shard` has wrapped the model;
+            `replicated`, all of them in every process, which add up their gradients.
 
     Attributes:
         features: the features that are looked up, in the order of the result.
@@ -78,6 +83,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         seed: int = 0,
         device: torch.device | None = None,
         rows: Sequence[Tensor] | None = None,
+        held: str = HERE,
     ) -> None:
         super().__init__()
         self._in_layout: Tensor
@@ -120,9 +126,12 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._combines = not self.method.concatenates or in_order != sorted(in_order)
         self._part_widths, self._parts_of_run = self._find_parts([layout.tables[one.table].dim for one in lookups])
         lookup_tables = [one.table for one in lookups]
-        self.tables: PlainTables | FusedTables | QuantizedTables
+        self.tables: PlainTables | FusedTables | QuantizedTables | ShardedTables | ReplicatedTables
         if rows is not None:
             self.tables = QuantizedTables(layout.tables, lookup_tables, rows, by_value=self._by_value)
+        elif optimizer is not None and held != HERE:
+            elsewhere: type[ShardedTables | ReplicatedTables] = ShardedTables if held == SHARDED else ReplicatedTables
+            self.tables = elsewhere(layout.tables, lookup_tables, optimizer, device, by_value=self._by_value)
         elif optimizer is not None:
             self.tables = FusedTables(layout.tables, lookup_tables, optimizer, device, by_value=self._by_value)
         else:
@@ -140,12 +149,16 @@ class CompressedEmbeddingBagCollection(nn.Module):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
         if rows is None:
-            self._start(layout, seed)
+            self.start(seed)
 
-    def _start(self, layout: Layout, seed: int) -> None:
-        """Give all weights the values that training starts from."""
-        for table, weight in zip(layout.tables, self.weights, strict=True):
-            init_uniform_(weight.data, table.init_std, table.name, seed)
+    def start(self, seed: int) -> None:
+        """Give all weights the values that training starts from; rows that are still to be sharded wait for that."""
+        layout = self.method.layout
+        for table in layout.tables:
+            if isinstance(self.tables, ShardedTables):
+                self.tables.start(table, seed)
+            elif not isinstance(self.tables, QuantizedTables):
+                init_uniform_(self.tables.read(table.name).data, table.init_std, table.name, seed)
         for parameter in layout.parameters:
             init_orthogonal_(self.method.get_parameter(parameter.name), parameter.init_std, parameter.name, seed)
 
@@ -192,11 +205,21 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The physical tables' weights (rows, width), in the layout's order."""
-        if isinstance(self.tables, QuantizedTables):
+        """The physical tables' weights (rows, width), in the layout's order.
+
+        Sharded rows are gathered, so that all processes must ask for them together and get copies; see `write`.
+        """
+        host = self.tables
+        if isinstance(host, QuantizedTables):
             raise RecembError("quantized tables hold packed rows and no weights; ask the collection they were made of.")
-        names = [table.name for table in self.method.layout.tables]
-        return [self.tables.get_parameter(f"embedding_bags.{name}.weight") for name in names]
+        return [host.read(table.name) for table in self.method.layout.tables]
+
+    @torch.no_grad()
+    def write(self, weights: Sequence[Tensor]) -> None:
+        """Give the physical tables other weights (rows, width), in the layout's order, wherever they are held."""
+        assert not isinstance(self.tables, QuantizedTables)
+        for table, weight in zip(self.method.layout.tables, weights, strict=True):
+            self.tables.write(table.name, weight)
 
     def quantized(self) -> "CompressedEmbeddingBagCollection":
         """Make the collection that serves these tables: rows held as the specs' precisions say, on the CPU.

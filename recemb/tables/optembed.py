@@ -128,10 +128,10 @@ class OptEmbedSupernet(PruningTable):
         """The average of the random widths; without a budget rows are not reckoned with."""
         return [(self.dim + 1) / 2] * len(self.specs)
 
-    def after_step(self, weights: Sequence[Tensor], epochs: float) -> None:
+    def after_step(self, weights: Callable[[], Sequence[Tensor]], epochs: float) -> None:
         """Set the level anew once in a while; in the paper's mode, count what the thresholds prune."""
         if self.config.mode == "paper" and epochs >= self._due:
-            self.kept_rows = self.solver(weights).rows_above(0.0)
+            self.kept_rows = self.solver(weights()).rows_above(0.0)
         super().after_step(weights, epochs)
 
     def start_candidates(self) -> list[tuple[int, ...]]:

@@ -57,7 +57,6 @@ class PruningTable(CompressedTable):
         if len(dims) > 1:
             raise RecembError(f"pruned tables must have one width, not {sorted(dims)}; give all specs the same.")
         (self.dim,) = dims
-        self.kept_bytes: int | None = None
         self.kept_rows = sum(spec.num_embeddings for spec in specs)
         self._due = self._solved = 0.0
         self.register_buffer("level", torch.tensor(-torch.inf))
@@ -100,7 +99,7 @@ class PruningTable(CompressedTable):
         return int(budget + max(full - budget, 0) * left**3)
 
     @torch.no_grad()
-    def after_step(self, weights: Sequence[Tensor], epochs: float) -> None:
+    def after_step(self, weights: Callable[[], Sequence[Tensor]], epochs: float) -> None:
         """Set the level anew once in a while."""
         # Once the target is reached, what is kept fits the budget at once.
         if epochs < self._due and not self._solved < self.config.ramp <= epochs:
@@ -108,10 +107,18 @@ class PruningTable(CompressedTable):
         self._due, self._solved = epochs + 1 / SOLVES_PER_EPOCH, epochs
         target = self.target_bytes(epochs)
         if target is not None:
-            solver = self.solver(weights, _COARSE_HALVINGS)
+            solver = self.solver(weights(), _COARSE_HALVINGS)
             level = solver.level(target, self.typical_widths())
             self.level.fill_(torch.inf if math.isnan(level) else level)
             self.kept_rows = solver.rows_above(float(self.level))
+
+    def progress(self) -> dict[str, float]:
+        """When the level was set last, when it is due again, and how many rows it keeps."""
+        return {"due": self._due, "solved": self._solved, "kept_rows": self.kept_rows}
+
+    def resume(self, progress: dict[str, float]) -> None:
+        """Take up what `progress` gave."""
+        self._due, self._solved, self.kept_rows = progress["due"], progress["solved"], int(progress["kept_rows"])
 
     @property
     def settles(self) -> float:

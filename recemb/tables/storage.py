@@ -146,6 +146,14 @@ class PlainTables(nn.Module):
         parts = zip(rows.split(list(counts)), self._names, strict=True)
         return [F.embedding(part, cast(_Bag, self.embedding_bags[name]).weight) for part, name in parts]
 
+    def read(self, name: str) -> Tensor:
+        """Give the weight (rows, dim) of a table."""
+        return self.get_parameter(f"embedding_bags.{name}.weight")
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Copy a weight (rows, dim) into a table."""
+        self.read(name).copy_(weight)
+
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory."""
         return sum(weight.nbytes for weight in self.parameters())
@@ -196,9 +204,10 @@ class FusedTables(nn.Module):
         # How long each of the kernel's tables is, and where in it each physical one begins.
         stored = [(0, 0)] * (max(kernels) + 1)
         first = []
-        for table, kernel, several in zip(tables, kernels, lanes, strict=True):
+        for table, kernel in zip(tables, kernels, strict=True):
             first.append(stored[kernel][0])
-            stored[kernel] = (first[-1] - (-table.rows // several), table.dim * several)
+            rows_before, shape = first[-1], stored_shape(table)
+            stored[kernel] = (rows_before + shape.rows, shape.dim)
         self.widths = [tables[index].dim for index in lookup_tables]
         kernel_of_lookup = [kernels[index] for index in lookup_tables]
         self._lookups_of_kernel = [
@@ -222,10 +231,12 @@ class FusedTables(nn.Module):
         weights = [weight for batched in self._batched for weight in batched.split_embedding_weights()]
         self.embedding_bags = nn.ModuleDict(
             {
-                table.name: _ViewBag(weights[kernel][start:].view(-1, table.dim)[: table.rows])
+                table.name: _ViewBag(plain_rows(weights[kernel][start:], table))
                 for table, kernel, start in zip(tables, kernels, first, strict=True)
             }
         )
+        # For each table the kernel's table that holds it, and the stored row that it begins at.
+        self._places = {table: (kernel, start) for table, kernel, start in zip(tables, kernels, first, strict=True)}
         for name, numbers in (("_first", first), ("_lanes", lanes)):
             of_lookups = torch.tensor([numbers[index] for index in lookup_tables], device=device)
             self.register_buffer(name, of_lookups, persistent=False)
@@ -241,8 +252,7 @@ class FusedTables(nn.Module):
         repeats = torch.tensor(counts, device=rows.device)
         lane = None
         if self._packs:
-            lanes = self._lanes.repeat_interleave(repeats)
-            lane, rows = rows % lanes, rows // lanes
+            lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats))
         rows = rows + self._first.repeat_interleave(repeats)
         found: list[Tensor] = []
         start = 0
@@ -251,7 +261,7 @@ class FusedTables(nn.Module):
             stop = start + sum(of_lookups)
             offsets = torch.arange(stop - start + 1, device=rows.device)
             stored = batched(rows[start:stop], offsets) if stop > start else rows.new_zeros(0, dtype=torch.float32)
-            picked = _pick_lanes(
+            picked = pick_lanes(
                 stored.view(-1, self._stored_widths[kernel]),
                 self.widths[here[0]],
                 None if lane is None else lane[start:stop],
@@ -284,10 +294,32 @@ class FusedTables(nn.Module):
     def __getstate__(self) -> Any:
         raise RecembError("fused tables cannot be pickled; save the collection's state_dict() instead.")
 
+    def read(self, name: str) -> Tensor:
+        """Give the weight (rows, dim) of a table, a view of the kernel's memory."""
+        return self.get_parameter(f"embedding_bags.{name}.weight")
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Copy a weight (rows, dim) into a table."""
+        self.read(name).copy_(weight)
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the rows."""
         for batched in self._batched:
             batched.set_learning_rate(lr)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Give the accumulators by name, views of the kernel's memory.
+
+        `momentum1` is one float for each stored row with row-wise Adagrad, and one for each weight with Adagrad.
+        """
+        states = [of_table for batched in self._batched for of_table in batched.split_optimizer_states()]
+        found = {}
+        for table, (kernel, start) in self._places.items():
+            if states and states[kernel]:
+                stored = stored_shape(table)
+                own = states[kernel][0][start : start + stored.rows]
+                found[f"embedding_bags.{table.name}.momentum1"] = plain_rows(own, table) if own.dim() > 1 else own
+        return found
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory, with the padding of stored rows."""
@@ -299,7 +331,23 @@ class FusedTables(nn.Module):
         return sum(state.nbytes for of_table in states for state in of_table)
 
 
-def _pick_lanes(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
+def stored_shape(table: PhysicalTable) -> PhysicalTable:
+    """Describe a table as it is stored: its rows side by side where its width is no multiple of four."""
+    lanes = lanes_of(table.dim)
+    return table._replace(rows=-(-table.rows // lanes), dim=table.dim * lanes)
+
+
+def plain_rows(stored: Tensor, table: PhysicalTable) -> Tensor:
+    """View stored rows (n, w) from the table's first on as (rows, dim), the padding of the last one left out."""
+    return stored.view(-1, table.dim)[: table.rows]
+
+
+def split_lanes(rows: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn row numbers (n,) of tables with so many lanes (n,) into lanes (n,) and numbers of stored rows (n,)."""
+    return rows % lanes, rows // lanes
+
+
+def pick_lanes(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
     """Take `width` of the stored floats (n, w) as `lane` (n,) says: lane 0 is the first `width`, lane 1 the next."""
     if stored.shape[1] == width or lane is None:
         return stored

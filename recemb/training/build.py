@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from recemb.datasets import PreparedDataset
 from recemb.tables.base import CompressedTable, TableConfig, TableSpec, total_full_bytes
-from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.collection import HERE, CompressedEmbeddingBagCollection
 from recemb.tables.precision import empty_rows
+from recemb.tables.sharded import ReplicatedTables, ShardedTables
+from recemb.tables.storage import FusedTables
+from recemb.training.sharding import held_as_asked, spread
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -19,32 +22,72 @@ _SAMPLE_ROWS = 131_072
 
 
 class Built(NamedTuple):
-    """A model and the tables in it."""
+    """A model and the tables in it.
+
+    Attributes:
+        model: names and holds everything.
+        tables: in the model.
+        runs: what to call: the model, or what wraps it where several processes train together.
+    """
 
     model: nn.Module
     tables: CompressedEmbeddingBagCollection
+    runs: nn.Module
 
 
 def build(
     config: "RunConfig", dataset: PreparedDataset, specs: list[TableSpec], table: TableConfig | CompressedTable
 ) -> Built:
-    """Make tables and backbone; the same seed starts them with the same weights, whatever was made before."""
+    """Make tables and backbone, spread over the processes if there are several.
+
+    The same seed starts them with the same weights, whatever was made before and however they are spread.
+
+    Raises:
+        RecembError: the tables do not fit into the processes' memory, or nothing says how they share them.
+    """
+    trainer = config.trainer
+    held = held_as_asked(trainer.sharding)
     seed_everything(config.seed)
-    device = config.trainer.torch_device()
+    device = trainer.torch_device()
     tables = CompressedEmbeddingBagCollection(
-        specs, table, optimizer=config.trainer.fused_optimizer(), seed=config.seed, device=device
+        specs, table, optimizer=trainer.fused_optimizer(), seed=config.seed, device=device, held=held
     )
-    return Built(config.model.build(tables, dense_sample(dataset)).to(device), tables)
+    model = config.model.build(tables, dense_sample(dataset)).to(device)
+    if held == HERE:
+        return Built(model, tables, model)
+    together = spread(
+        model, tables, config.seed, device, sharding=trainer.sharding, batch_size=trainer.batch_size,
+        cache_share=trainer.cache_share,
+    )  # fmt: skip
+    return Built(model, tables, together)
+
+
+def trained_beside_rows(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of a model that no host of rows updates."""
+    of_rows = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (FusedTables, ShardedTables, ReplicatedTables))
+        for parameter in module.parameters()
+    }
+    return [one for one in model.parameters() if one.requires_grad and id(one) not in of_rows]
 
 
 def copy_backbone(source: nn.Module, target: nn.Module) -> None:
     """Copy everything but the tables from one model to another of the same backbone."""
-    rest = {
+    given = source.state_dict()
+    with torch.no_grad():
+        for name, tensor in _beside_tables(target).items():
+            tensor.copy_(given[name])
+
+
+def _beside_tables(model: nn.Module) -> dict[str, Tensor]:
+    """Give everything that a model saves but the tables."""
+    return {
         name: tensor
-        for name, tensor in source.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if not any(part in name for part in (".embedding_bags.", ".method."))
     }
-    target.load_state_dict(target.state_dict() | rest)
 
 
 def dense_sample(dataset: PreparedDataset) -> Tensor:
@@ -53,7 +96,7 @@ def dense_sample(dataset: PreparedDataset) -> Tensor:
     return next(iter(batches)).dense
 
 
-def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> dict[str, Any]:
+def count_bytes(built: Built) -> dict[str, Any]:
     """Measure what is held, in bytes.
 
     Returns:
@@ -61,15 +104,13 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
         and by table; tables_training: the same while training; optimizer: accumulators of the tables' rows and of the
         rest; dense: the rest of the model.
     """
+    model, tables, _ = built
     layout = tables.method.layout
-    serving = tables.serving_tensors()
-    served = {tensor.data_ptr() for tensor in serving.values()}
-    rest = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in served]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_beside_rows(model)
     packed = (empty_rows(table, device="meta") for table in layout.tables)
     rows = sum(tensor.nbytes for tensors in packed for tensor in tensors.values())
     parameters = sum(parameter.nbytes for parameter in tables.method.parameters())
-    constants = sum(tensor.nbytes for name, tensor in serving.items() if name.startswith("method.")) - parameters
+    constants = sum(tensor.nbytes for tensor in tables.method.state_dict().values()) - parameters
     helping = sum(buffer.nbytes for buffer in tables.method.buffers())  # those that are not served too
     return {
         "tables_full": total_full_bytes(tables.specs),
@@ -77,7 +118,7 @@ def count_bytes(model: nn.Module, tables: CompressedEmbeddingBagCollection) -> d
         "tables_training": tables.tables.stored_bytes() + parameters + helping,
         # Adam holds two moments of every trained weight.
         "optimizer": tables.tables.optimizer_bytes() + 2 * sum(parameter.nbytes for parameter in trained),
-        "dense": sum(tensor.nbytes for tensor in rest),
+        "dense": sum(tensor.nbytes for tensor in _beside_tables(model).values()),
         "parts": {"rows": rows, "parameters": parameters, "constants": constants},
         "per_table": layout.bytes_per_table(tables.specs),
     }

@@ -1,36 +1,32 @@
-"""The best weights of a run on disk, in torch.distributed.checkpoint's form."""
+"""Tensors of a run on disk, in torch.distributed.checkpoint's form: whole or absent, whoever wrote them.
+
+What is saved has the same names and shapes in one process and in many, so that any number of them can read it.
+"""
 
 import contextlib
+import errno
 import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
 from recemb.options import RecembError
+from recemb.training.processes import ToldElsewhereError, is_first, on_first, world_size
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write the model's weights to a folder; an earlier one is replaced only when the new one is whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with _one_process():
-            dcp.save(model.state_dict(), checkpoint_id=partial, no_dist=True)
-    except BaseException:
-        # Half a checkpoint helps nobody and may be what fills the disk.
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    replaced = folder.with_name(folder.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, replaced)
-    os.replace(partial, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    """Write the model's weights to a folder; an earlier one is replaced only when the new one is whole.
+
+    Raises:
+        RecembError: they cannot be written.
+    """
+    save_tensors(model.state_dict(), folder)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -39,18 +35,94 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         RecembError: it is missing, damaged or of another shape.
     """
-    state = model.state_dict()
+    load_tensors(model.state_dict(), folder, "the weights in {folder} cannot be read; train them anew.")
+
+
+def save_tensors(tensors: dict[str, Any], folder: Path, note: str | None = None) -> None:
+    """Write tensors, each process what it holds of them; an earlier folder is replaced only when the new one is whole.
+
+    Args:
+        tensors: by name; sharded ones may be missing where nothing of them is held.
+        folder: where they go.
+        note: a text that goes with them, as `note.json`.
+
+    Raises:
+        RecembError: they cannot be written; nothing is left of the attempt.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
     try:
-        with _one_process():
-            dcp.load(state, checkpoint_id=folder, no_dist=True)
+        with _quiet():
+            dcp.save(tensors, checkpoint_id=partial, no_dist=world_size() == 1)
+        on_first(lambda: _put_in_place(partial, folder, note))
+    except ToldElsewhereError:
+        raise
+    except (CheckpointException, OSError, RuntimeError) as error:  # the first is no Exception of Python's
+        raise RecembError(f"cannot write {folder}: {_reason(error)}.") from error
+    finally:
+        # Half a checkpoint helps nobody and may be what fills the disk. By now every process has stopped writing.
+        if is_first():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_tensors(tensors: dict[str, Any], folder: Path, otherwise: str) -> None:
+    """Read what `save_tensors` wrote into tensors of the same names and shapes, in place, each process what it holds.
+
+    Args:
+        tensors: by name.
+        folder: where they are.
+        otherwise: what to say where that cannot be done; `{folder}` stands for the folder.
+
+    Raises:
+        RecembError: they are missing, damaged or of another shape.
+    """
+    replaced = _replaced(folder)
+    if replaced.exists() and not folder.exists():
+        folder = replaced  # broken off between the two renames that put a new one in its place
+    try:
+        with _quiet():
+            dcp.load(tensors, checkpoint_id=folder, no_dist=world_size() == 1)
     except (CheckpointException, Exception) as error:  # the first is no Exception of Python's
-        raise RecembError(f"the weights in {folder} cannot be read; train them anew.") from error
-    model.load_state_dict(state)
+        raise RecembError(otherwise.format(folder=folder)) from error
+
+
+def _put_in_place(partial: Path, folder: Path, note: str | None) -> None:
+    if note is not None:
+        (partial / "note.json").write_text(note, encoding="utf-8")
+    replaced = _replaced(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, replaced)
+    os.replace(partial, folder)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # a power cut must not take the new name away
+    finally:
+        os.close(handle)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".replaced")
+
+
+def _reason(error: BaseException) -> str:
+    """Find what the file system said, which torch wraps by rank."""
+    causes: list[BaseException] = [error]
+    if isinstance(error, CheckpointException):
+        causes += [failure[0] for failure in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return "the disk is full" if cause.errno == errno.ENOSPC else (cause.strerror or str(cause))
+    text = str(causes[-1]).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
 
 
 @contextlib.contextmanager
-def _one_process() -> Iterator[None]:
-    """Keep torch from warning that one process saves alone: that is what no_dist asks for."""
+def _quiet() -> Iterator[None]:
+    """Keep torch from warning that one process saves alone, and from what concerns those who write torch."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
         yield

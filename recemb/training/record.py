@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ import yaml
 
 from recemb.options import RecembError
 from recemb.record import RECORD
+from recemb.training.processes import is_first, on_first
+from recemb.training.trainer_config import FREE_TO_CHANGE
 
 STRUCTURE = "kept.parquet"
 PREDICTIONS = "predictions.parquet"
 CHECKPOINT = "checkpoint"
+UNFINISHED = "unfinished"
 _STAGES = "stages"
 _OURS = (
-    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES,
+    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES, UNFINISHED,
     CHECKPOINT, f"{CHECKPOINT}.partial", f"{CHECKPOINT}.replaced",
 )  # fmt: skip
 _UNFINISHED = ("running", "failed", "interrupted")
@@ -66,15 +69,17 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def forget_stages(self) -> None:
-        """Remove what only later stages needed."""
-        shutil.rmtree(self.path / _STAGES, ignore_errors=True)
+    def forget_unfinished(self) -> None:
+        """Remove what only going on with the run needed."""
+        for name in (_STAGES, UNFINISHED):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _go_on(self, earlier: dict[str, Any], record: dict[str, Any]) -> None:
         """Take over what an earlier run of the same options has finished."""
         now = json.loads(json.dumps(_finite(record)))
         then_options, now_options = (_flat(one.get("config")) for one in (earlier, now))
-        for name in sorted({*then_options, *now_options} - {"resume", "overwrite"}):
+        free = {"resume", "overwrite", *(f"trainer.{name}" for name in FREE_TO_CHANGE)}
+        for name in sorted({*then_options, *now_options} - free):
             if then_options.get(name) != now_options.get(name):
                 raise RecembError(
                     f"the run in {self.path} has {name}={then_options.get(name)}, not {now_options.get(name)}; give "
@@ -135,6 +140,11 @@ class RunFolder:
             text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let something be written to a path, and move it to `name` once that is done."""
+        with self.replacing(name) as partial:
+            write(partial)
+
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """Give a path to write to, and move it to `name` once that is done."""
@@ -154,6 +164,55 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+
+class Bystander(RunFolder):
+    """The folder of a run for the processes that are not the first: nothing is written.
+
+    Args:
+        path: the folder, which the first process has made.
+        completed: as in `RunFolder`.
+    """
+
+    def __init__(self, path: Path, completed: dict[str, Any] | None) -> None:
+        self.path = path
+        self.completed = completed
+
+    def start(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Give the record back."""
+        return record
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Leave that to the first process."""
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Leave that to the first process."""
+
+    def forget_unfinished(self) -> None:
+        """Leave that to the first process."""
+
+
+def open_folder(path: Path, record: dict[str, Any], *, overwrite: bool, resume: bool) -> RunFolder:
+    """Claim the folder of a run in the first process, and give every process its view of it.
+
+    Args:
+        path: the folder.
+        record: the run's first record; afterwards the first process's, in all of them.
+        overwrite: replace a completed run.
+        resume: go on with the run that is there.
+    """
+    made: list[RunFolder] = []
+
+    def claim() -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        made.append(RunFolder(path, overwrite=overwrite, resumes=record if resume else None))
+        return made[0].completed, record
+
+    completed, told = on_first(claim)
+    if is_first():
+        return made[0]
+    record.clear()
+    record.update(told)
+    return Bystander(path, completed)
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, Any]:

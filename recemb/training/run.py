@@ -5,9 +5,12 @@ import dataclasses
 import datetime
 import logging
 import platform
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +31,9 @@ from recemb.tables.precision import round_rows_
 from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.build import build, count_bytes
-from recemb.training.record import PREDICTIONS, RunFolder
+from recemb.training.processes import gather_rows, is_first, on_first, together, world_size
+from recemb.training.record import PREDICTIONS, RunFolder, open_folder
+from recemb.training.sharding import describe, held_as_asked, plan_lines
 from recemb.training.stages import Stages, Start, how_it_went, merge_bytes, of_training, stage_record
 from recemb.training.trainer import Trainer
 
@@ -55,7 +60,12 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         RecembError: something the caller can mend, the budget and the data first; no record is left for those two.
         KeyboardInterrupt: passed on after the record says `interrupted`.
     """
-    dataset = open_dataset(config, asked)
+    with together():
+        return _train(config, folder, command, asked)
+
+
+def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[str]) -> dict[str, Any]:
+    dataset = _open_together(config, asked)
     specs = table_specs(dataset.features, config.model, config.precision)
     table = sized(config.table, config.budget, specs)
     layout = table.layout(specs)  # options that do not fit these tables are told before anything is written
@@ -64,8 +74,9 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         table.check_trainable()
     _warn_of_shared_rows(config, table, layout)
     config.trainer.torch_device()  # tells of a missing device before anything is written
+    held_as_asked(config.trainer.sharding)
     record = first_record(dataclasses.replace(config, table=table), dataset, command, config.table)
-    run = RunFolder(folder, overwrite=config.overwrite, resumes=record if config.resume else None)
+    run = open_folder(folder, record, overwrite=config.overwrite, resume=config.resume)
     if run.completed is not None:
         log.info("%s is completed already.", folder)
         return run.completed
@@ -76,16 +87,23 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
             start = Stages(config, table, specs, dataset, run, record).learn()
         else:
             start = Start(build(config, dataset, specs, table), config.trainer)
-        model, tables = start.built
+        _, tables, runs = start.built
         record["kept"] = tables.kept
-        record["bytes"] = merge_bytes(count_bytes(model, tables), record["bytes"])
+        record["bytes"] = merge_bytes(count_bytes(start.built), record["bytes"])
         log.info(
             "%s on %s: tables %s, kept %.4g, %.3gx smaller than %s; backbone %s",
             record["method"], record["dataset"], format_bytes(record["bytes"]["tables_serving"]),
             tables.kept, 1 / tables.kept, format_bytes(record["bytes"]["tables_full"]),
             format_bytes(record["bytes"]["dense"]),
         )  # fmt: skip
-        trainer = Trainer(model, dataset, start.trainer, config.seed, folder, tries_start=start.tries_start)
+        if world_size() > 1:
+            record["sharding"] = describe(tables, runs, config.trainer.sharding)
+            log.info("%s", "\n".join(plan_lines(record["sharding"])))
+        run.write(record)
+        trainer = Trainer(
+            start.built, dataset, start.trainer, config.seed, folder, tries_start=start.tries_start,
+            resumes=config.resume,
+        )  # fmt: skip
         try:
             started = time.monotonic()
             _fit_and_test(trainer, record, run)
@@ -94,8 +112,26 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         finally:
             record |= how_it_went(trainer)
             trainer.close()
-        run.forget_stages()
+        record["memory"] = {"peak_bytes_per_process": peak_memory()}
+        run.forget_unfinished()
     return record
+
+
+def _open_together(config: "RunConfig", asked: Collection[str]) -> PreparedDataset:
+    """Open the data once the first process has prepared it, if that was to be done."""
+    if is_first():
+        opened = []
+        on_first(lambda: opened.append(open_dataset(config, asked)))
+        return opened[0]
+    on_first(lambda: None)
+    return PreparedDataset.open(config.dataset.path)
+
+
+def peak_memory() -> list[int]:
+    """Bytes of main memory that each process has held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return [int(one) for one in gather_rows(torch.tensor([here]), [1] * world_size())]
 
 
 def _warn_of_shared_rows(config: "RunConfig", table: TableConfig, layout: Layout) -> None:
@@ -214,8 +250,10 @@ def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> N
     record["metrics"]["valid"] = trainer.fit().best
     if record["config"]["precision"] != "fp32":
         with torch.no_grad():
-            for method, weights in trainer.methods:
-                round_rows_(method.layout.tables, weights)
+            for tables in trainer.collections:
+                weights = tables.weights
+                round_rows_(tables.method.layout.tables, weights)
+                tables.write(weights)
         record["metrics"]["valid"], _, _ = trainer.evaluate("valid")
     record["metrics"]["test"], labels, logits = trainer.evaluate("test")
     write_predictions(run, labels, logits)
@@ -224,15 +262,16 @@ def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> N
 
 def write_predictions(run: RunFolder, labels: Tensor, logits: Tensor) -> None:
     """Leave labels (N,) and probabilities of the test rows in a run's folder."""
-    with run.replacing(PREDICTIONS) as partial:
-        columns = {"label": labels.to(torch.uint8).numpy(), "probability": torch.sigmoid(logits).numpy()}
-        pq.write_table(pa.table(columns), partial)
+    columns = {"label": labels.to(torch.uint8).numpy(), "probability": torch.sigmoid(logits).numpy()}
+    run.save(PREDICTIONS, partial(pq.write_table, pa.table(columns)))
 
 
 def _log_hparams(trainer: Trainer, record: dict[str, Any]) -> None:
     """Tell TensorBoard what the run was. One fixed set of keys: it mixes up runs whose keys differ."""
     config = record["config"]
     test, valid = record["metrics"]["test"], record["metrics"]["valid"]
+    if trainer.writer is None:
+        return
     trainer.writer.add_hparams(
         {
             "method": record["method"], "budget": record["budget"] or "none", "kept": record["kept"],

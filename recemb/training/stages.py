@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,16 +21,20 @@ from torch import Tensor
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
-from recemb.tables.base import TableSpec, init_uniform_
+from recemb.tables.base import TableSpec
+from recemb.tables.initial import init_uniform_
 from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.pruning import PruningTable
 from recemb.tables.registry import method_of
 from recemb.tables.structure import Structure
 from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import load_weights
+from recemb.training.evaluation import predict, progress_bar, rows_of
 from recemb.training.metrics import binary_metrics
+from recemb.training.processes import is_first, on_first, rank, world_size
 from recemb.training.record import STRUCTURE, RunFolder
-from recemb.training.trainer import Trainer, TrainerConfig, progress_bar
+from recemb.training.trainer import Trainer
+from recemb.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -80,13 +85,12 @@ class Stages:
         """Learn what to keep, and build the packed table for the last stage."""
         pruning = self.table.pruning_table(self.specs)
         first = build(self.config, self.dataset, self.specs, pruning)
-        self.record["bytes"] = count_bytes(*first)
+        self.record["bytes"] = count_bytes(first)
         self._train(first, pruning)
-        first.model.eval()
+        first.runs.eval()
         widths = self._search(first, pruning) if pruning.searches else None
         structure = pruning.structure(first.tables.weights, widths)
-        with self.run.replacing(STRUCTURE) as partial:
-            structure.save(partial, self.specs)
+        self.run.save(STRUCTURE, lambda partial: structure.save(partial, self.specs))
         self.record["structure"] = {"pruned_ids": self.table.pruned, **structure.summary(self.specs)}
         self.run.write(self.record)
         self._announce(len(self.table.stages) - 1)
@@ -117,15 +121,15 @@ class Stages:
             except RecembError as error:
                 log.warning("  %s: %s", name, error)
                 self.record["stages"] = []
-        (self.run.stages / _JOURNAL).unlink(missing_ok=True)  # of other weights
+        on_first(lambda: (self.run.stages / _JOURNAL).unlink(missing_ok=True))  # of other weights
         if pruning.settles > epochs:
             log.warning(
                 "table.ramp=%g is more than trainer.epochs=%d: what is left to prune goes all at once at the end.",
                 pruning.settles, epochs,
             )  # fmt: skip
         trainer = Trainer(
-            first.model, self.dataset, self.config.trainer, self.config.seed, self.run.path, stage=name,
-            weights=weights, keep_from=min(pruning.settles, epochs),
+            first, self.dataset, self.config.trainer, self.config.seed, self.run.path, stage=name,
+            weights=weights, keep_from=min(pruning.settles, epochs), resumes=self.config.resume,
         )  # fmt: skip
         try:
             trainer.fit()
@@ -141,12 +145,12 @@ class Stages:
             return [int(width) for width in finished["widths"].values()]
         clock, device = time.monotonic(), self.config.trainer.torch_device()
         batches = list(_first_rows(self.dataset, pruning.search_rows, self.config.trainer.eval_batch_size))
-        labels = torch.cat([batch.labels for batch in batches])
 
         def auc() -> float:
-            logits = [first.model(there.dense, there.sparse).cpu() for there in (one.to(device) for one in batches)]
-            return binary_metrics(torch.cat(logits), labels)["auc"]
+            labels, logits = predict(first.runs, batches, device)
+            return on_first(lambda: binary_metrics(logits, labels)["auc"])
 
+        labels, _ = predict(first.runs, batches, device)
         if not 0 < float(labels.mean()) < 1:
             raise RecembError(
                 f"the {len(labels)} validation rows that candidates are judged by are all of one class; raise "
@@ -172,9 +176,11 @@ class Stages:
         last = self.table.last_stage
         if last.restarts:
             structure.pack_into(weights, self._initial)
+            built.tables.write(weights)
             return Start(built, self.config.trainer)
         trained = [weight.detach() for weight in first.tables.weights]
         structure.pack_into(weights, trained.__getitem__)
+        built.tables.write(weights)
         copy_backbone(first.model, built.model)
         trainer = self.config.trainer
         return Start(
@@ -204,14 +210,14 @@ class _Journal:
 
     def __init__(self, path: Path, total: int, most: Sequence[int]) -> None:
         self.known: dict[tuple[int, ...], float] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = on_first(lambda: path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be cut short
                 entry = json.loads(line)
                 widths = tuple(map(int, entry["widths"]))
                 if len(widths) == len(most) and all(1 <= one <= top for one, top in zip(widths, most, strict=True)):
                     self.known[widths] = float(entry["auc"])
-        self._file = path.open("a", encoding="utf-8")
+        self._file = (path if is_first() else Path(os.devnull)).open("a", encoding="utf-8")
         if lines:
             self._file.write("\n")
         self._bar = progress_bar(total, "search", " candidates")
@@ -237,8 +243,8 @@ class _Journal:
 
 def _first_rows(dataset: PreparedDataset, rows: int, batch_size: int) -> Iterator[Batch]:
     """Give validation batches of at most so many rows together."""
-    for batch in dataset.batches("valid", min(batch_size, rows)):
-        rows -= len(batch.labels)
+    for batch in dataset.batches("valid", min(batch_size, rows), share=(rank(), world_size())):
+        rows -= rows_of(batch)
         if rows < 0:
             return
         yield batch

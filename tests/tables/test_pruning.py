@@ -102,7 +102,7 @@ def test_a_trained_table_packs_into_its_budget(config: PrunedConfig, share: floa
     torch.manual_seed(0)
     for weight in tables.weights:
         weight.data.mul_(torch.rand(len(weight), 1) * 20)
-    pruning.after_step(tables.weights, 2.0)
+    pruning.after_step(lambda: tables.weights, 2.0)
     used = pruning.structure(tables.weights).layout(specs).serving_bytes
     assert 0.97 * budget <= used <= budget
     assert pruning.scalars()["pruned_share"] > 0 or share == 1 / 2
@@ -190,7 +190,7 @@ def test_what_fits_is_what_is_masked_once_the_schedule_is_over():
     pruning = MagnitudeConfig(ramp=0.5).fit(specs, total_full_bytes(specs) // 8).pruning_table(specs)
     tables = CompressedEmbeddingBagCollection(specs, pruning)
     for epochs in (0.2, 0.44, 0.5):  # the last one would not be due yet
-        pruning.after_step(tables.weights, epochs)
+        pruning.after_step(lambda: tables.weights, epochs)
     assert float(pruning.level) == pruning.solver(tables.weights).level(total_full_bytes(specs) // 8, [16] * 4)
 
 

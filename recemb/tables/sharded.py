@@ -1,0 +1,371 @@
+"""Hosts for physical rows that several processes train together; the third and fourth beside `recemb.tables.storage`.
+
+- `ShardedTables` keeps them in torchrec's collections, which DistributedModelParallel spreads over the processes.
+- `ReplicatedTables` keeps all of them in every process as ordinary parameters; an ordinary optimizer that does what
+  FBGEMM's does updates them with gradients that the processes have averaged.
+
+Both store rows as `FusedTables` does, narrow ones side by side, so that one process and many learn the same; and both
+name and shape what they save as the other hosts do, so that checkpoints say nothing of how many processes wrote them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb.tables.base import PhysicalTable
+from recemb.tables.initial import init_uniform_
+from recemb.tables.storage import (
+    FusedOptimizer,
+    PlainTables,
+    lanes_of,
+    pick_lanes,
+    plain_rows,
+    split_lanes,
+    stored_shape,
+)
+
+
+class _TogetherTables(nn.Module):
+    """What both hosts share: rows in lanes, and a state that is written in the shapes of the physical tables."""
+
+    def __init__(
+        self, tables: Sequence[PhysicalTable], lookup_tables: Sequence[int], optimizer: FusedOptimizer
+    ) -> None:
+        super().__init__()
+        self._lanes: Tensor
+        self.widths = [tables[index].dim for index in lookup_tables]
+        self.tables = {table.name: table for table in tables}
+        self.fused_optimizer = optimizer
+        self._packs = any(lanes_of(table.dim) > 1 for table in tables)
+        lanes = torch.tensor([lanes_of(width) for width in self.widths])
+        self.register_buffer("_lanes", lanes, persistent=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Give the weights of the tables as they are saved, (rows, dim) by name, each process what it holds."""
+        raise NotImplementedError
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Give the accumulators as `FusedTables.optimizer_tensors` does, each process what it holds."""
+        raise NotImplementedError
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Give the weights under the names that every host has for them."""
+        found = {} if destination is None else destination
+        for name, weight in self.weights().items():
+            found[f"{prefix}embedding_bags.{name}.weight"] = weight
+        return found
+
+    def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Look rows up one by one; same arguments and result as `PlainTables.values`."""
+        lane = None
+        if self._packs:
+            of_rows = self._lanes.repeat_interleave(torch.tensor(counts, device=rows.device))
+            lane, rows = split_lanes(rows, of_rows)
+        stored = self._look_up_stored(rows, counts)
+        lanes = [None] * len(counts) if lane is None else lane.split(list(counts))
+        return [pick_lanes(*parts) for parts in zip(stored, self.widths, lanes, strict=True)]
+
+    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        raise NotImplementedError
+
+    def stored_bytes(self) -> int:
+        """Bytes the rows take in memory once, with the padding of stored rows."""
+        return sum(4 * stored.rows * stored.dim for stored in map(stored_shape, self.tables.values()))
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's accumulators once."""
+        if self.fused_optimizer.name == "sgd":
+            return 0
+        if self.fused_optimizer.name == "adagrad":
+            return self.stored_bytes()
+        return sum(4 * stored_shape(table).rows for table in self.tables.values())
+
+
+class ReplicatedTables(_TogetherTables):
+    """Physical tables that every process holds whole.
+
+    Args:
+        tables: the physical tables.
+        lookup_tables: for each lookup the index of the table it reads.
+        optimizer: what updates the rows.
+        device: where the weights live.
+        by_value: rows are looked up one by one; nothing depends on it here.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[PhysicalTable],
+        lookup_tables: Sequence[int],
+        optimizer: FusedOptimizer,
+        device: torch.device | None = None,
+        *,
+        by_value: bool = False,
+    ) -> None:
+        super().__init__(tables, lookup_tables, optimizer)
+        self.to(device)
+        self._stored = PlainTables([stored_shape(table) for table in tables], lookup_tables, device)
+        self.optimizer = _dense_optimizer(optimizer, list(self._stored.parameters()))
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
+        return cast(Tensor, self._stored(rows, offsets))
+
+    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        return self._stored.values(rows, counts)
+
+    def read(self, name: str) -> Tensor:
+        """Give the weight (rows, dim) of a table, a view of what is trained."""
+        return plain_rows(self._stored.read(name).detach(), self.tables[name])
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Copy a weight (rows, dim) into a table."""
+        self.read(name).copy_(weight)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the rows."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def weights(self) -> dict[str, Tensor]:
+        """Give the weights of the tables (rows, dim) by name."""
+        return {name: self.read(name) for name in self.tables}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Give the accumulators as `FusedTables.optimizer_tensors` does."""
+        found = {}
+        for name, table in self.tables.items():
+            total = self.optimizer.state[self._stored.read(name)].get("sum")
+            if total is not None:
+                wide = self.fused_optimizer.name == "adagrad"
+                found[f"embedding_bags.{name}.momentum1"] = plain_rows(total, table) if wide else total.view(-1)
+        return found
+
+    def bytes_here(self) -> int:
+        """Bytes of rows and accumulators that this process holds: all of them."""
+        return self.stored_bytes() + self.optimizer_bytes()
+
+
+def _dense_optimizer(optimizer: FusedOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the ordinary optimizer that does what FBGEMM's of this name does."""
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(parameters, lr=optimizer.lr)
+    if optimizer.name == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=optimizer.lr, eps=optimizer.eps)
+    made: torch.optim.Optimizer = RowWiseAdagrad(parameters, lr=optimizer.lr, eps=optimizer.eps)
+    return made
+
+
+class ShardedTables(_TogetherTables):
+    """Physical tables that torchrec spreads over processes; its fused kernels update them in the backward pass.
+
+    They take no memory until DistributedModelParallel has sharded `collections` and `sharded` was called.
+
+    Args:
+        tables: the physical tables.
+        lookup_tables: for each lookup the index of the table it reads.
+        optimizer: what updates the rows.
+        device: where the weights will live.
+        by_value: rows are looked up one by one (`values`) instead of in bags (`forward`).
+
+    Attributes:
+        collections: torchrec's collections: one of bags, or one of embeddings for each stored width.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[PhysicalTable],
+        lookup_tables: Sequence[int],
+        optimizer: FusedOptimizer,
+        device: torch.device | None = None,
+        *,
+        by_value: bool = False,
+    ) -> None:
+        super().__init__(tables, lookup_tables, optimizer)
+        self.to(device)
+        # A key is never met with other lookups: a sharded collection remembers the order of its first batch.
+        self._keys = [f"lookup{number}" for number in range(len(lookup_tables))]
+        stored = [stored_shape(table) for table in tables]
+        readers = [
+            [self._keys[lookup] for lookup, table in enumerate(lookup_tables) if table == index]
+            for index in range(len(tables))
+        ]
+        # torchrec keeps one width in a collection of embeddings.
+        self._groups = [list(range(len(lookup_tables)))]
+        if by_value:
+            widths = [stored[index].dim for index in lookup_tables]
+            self._groups = [[i for i, one in enumerate(widths) if one == width] for width in sorted(set(widths))]
+        self.collections = nn.ModuleList()
+        for group in self._groups:
+            indices = list(dict.fromkeys(lookup_tables[lookup] for lookup in group))
+            self.collections.append(_collection([(stored[i], readers[i]) for i in indices], by_value))
+        self._weights: dict[str, ShardedTensor] = {}
+        self._states: dict[str, ShardedTensor] = {}
+        self._held = 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ShardedTables":
+        """Leave the rows alone, which have no memory yet or are where they were sharded to."""
+        return super()._apply(fn, recurse=False)
+
+    def sharded(self) -> None:
+        """Take note of what this process holds, once the collections are sharded."""
+        for collection in self.collections:
+            for name, weight in collection.state_dict().items():
+                self._held += sum(shard.tensor.nbytes for shard in weight.local_shards())
+                table = self.tables[_table_of(name)]
+                self._weights[table.name] = _in_plain_rows(weight, table)
+            optimizer = cast(Any, collection).fused_optimizer
+            for name, state in optimizer.state_dict()["state"].items():
+                table = self.tables[_table_of(name)]
+                for own in state.values():
+                    self._held += sum(shard.tensor.nbytes for shard in own.local_shards())
+                    plain = _in_plain_rows(own, table) if len(own.size()) > 1 else _without_empty(own)
+                    self._states[f"embedding_bags.{table.name}.momentum1"] = plain
+
+    def start(self, table: PhysicalTable, seed: int) -> None:
+        """Give the rows of a table that are held here the values that training starts from."""
+        if not self._weights:
+            return
+        for shard in self._weights[table.name].local_shards():
+            row, column = shard.metadata.shard_offsets
+            init_uniform_(
+                shard.tensor, table.init_std, table.name, seed, size=(table.rows, table.dim), at=(row, column)
+            )
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
+        bags = (offsets.numel() - 1) // len(self._keys)
+        features = KeyedJaggedTensor(keys=self._keys, values=rows, lengths=offsets.diff(), stride=bags)
+        found = self.collections[0](features)
+        if found.keys() == self._keys:
+            return cast(Tensor, found.values())
+        by_key = found.to_dict()  # sharded collections have an order of their own
+        return torch.cat([by_key[key] for key in self._keys], dim=1)
+
+    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        parts = rows.split(list(counts))
+        found: dict[int, Tensor] = {}
+        for group, collection in zip(self._groups, self.collections, strict=True):
+            features = KeyedJaggedTensor(
+                keys=[self._keys[lookup] for lookup in group],
+                values=torch.cat([parts[lookup] for lookup in group]),
+                lengths=torch.tensor([counts[lookup] for lookup in group], device=rows.device),
+                stride=1,
+            )
+            by_key = collection(features)
+            for lookup in group:
+                found[lookup] = by_key[self._keys[lookup]].values()
+        return [found[lookup] for lookup in range(len(counts))]
+
+    def read(self, name: str) -> Tensor:
+        """Gather the weight (rows, dim) of a table, a copy; all processes must call it together."""
+        sharded, table = self._weights[name], self.tables[name]
+        whole = torch.zeros(table.rows, table.dim, device=self._lanes.device)
+        for part, shard in _places(whole, sharded):
+            part.copy_(shard)
+        dist.all_reduce(whole)
+        return whole
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Copy what is held here of a weight (rows, dim) into a table."""
+        for part, shard in _places(weight, self._weights[name]):
+            shard.copy_(part)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the rows."""
+        for collection in self.collections:
+            optimizer = cast(Any, collection).fused_optimizer
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()  # which updates no weight: it hands the kernels their rate
+
+    def weights(self) -> dict[str, Tensor]:
+        """Give the weights of the tables by name, each sharded as it is held."""
+        return dict(self._weights)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Give the accumulators by name, sharded, those that are partly held here."""
+        return dict(self._states)
+
+    def bytes_here(self) -> int:
+        """Bytes of rows and accumulators that this process holds."""
+        return self._held
+
+
+def _collection(tables: list[tuple[PhysicalTable, list[str]]], by_value: bool) -> nn.Module:
+    """Make torchrec's collection of stored tables and the lookups that read them, without memory."""
+    nowhere = torch.device("meta")
+    of_tables: list[dict[str, Any]] = [
+        {
+            "name": table.name,
+            "num_embeddings": table.rows,
+            "embedding_dim": table.dim,
+            "feature_names": readers,
+            "init_fn": _leave,  # the rows are filled by `start`, the same for any sharding
+        }
+        for table, readers in tables
+    ]
+    if by_value:
+        return EmbeddingCollection(tables=[EmbeddingConfig(**one) for one in of_tables], device=nowhere)
+    return EmbeddingBagCollection(tables=[EmbeddingBagConfig(**one) for one in of_tables], device=nowhere)
+
+
+def _leave(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _table_of(name: str) -> str:
+    """Take the table's name out of `embedding_bags.NAME.weight` or `embeddings.NAME.weight`."""
+    return name.split(".", 1)[1].rsplit(".", 1)[0]
+
+
+def _in_plain_rows(stored: ShardedTensor, table: PhysicalTable) -> ShardedTensor:
+    """View a sharded tensor of stored rows as one of the table's own rows, without the padding of the last one."""
+    lanes = lanes_of(table.dim)
+    held = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in stored.local_shards()}
+    shards, described = [], []
+    for one in stored.metadata().shards_metadata:
+        (row, column), (rows, width) = one.shard_offsets, one.shard_sizes
+        rows = min(rows * lanes, table.rows - row * lanes)
+        if rows <= 0:
+            continue
+        plain = ShardMetadata([row * lanes, column], [rows, width // lanes], one.placement)
+        described.append(plain)
+        if (row, column) in held and _is_here(one):
+            shards.append(Shard(held[row, column].view(-1, width // lanes)[:rows], plain))
+    return _sharded(shards, described, [table.rows, table.dim], stored)
+
+
+def _without_empty(vector: ShardedTensor) -> ShardedTensor:
+    """Leave out the shards of a sharded vector that hold nothing."""
+    described = [one for one in vector.metadata().shards_metadata if one.shard_sizes[0]]
+    shards = [shard for shard in vector.local_shards() if len(shard.tensor)]
+    return _sharded(shards, described, list(vector.size()), vector)
+
+
+def _sharded(
+    shards: list[Shard], described: list[ShardMetadata], size: list[int], like: ShardedTensor
+) -> ShardedTensor:
+    metadata = ShardedTensorMetadata(described, torch.Size(size), like.metadata().tensor_properties)
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
+
+
+def _is_here(shard: ShardMetadata) -> bool:
+    placement = shard.placement
+    return placement is not None and cast(Any, placement).rank() == dist.get_rank()
+
+
+def _places(whole: Tensor, sharded: ShardedTensor) -> list[tuple[Tensor, Tensor]]:
+    """Pair the parts of a whole tensor (rows, dim) with the shards of it that are held here."""
+    pairs = []
+    for shard in sharded.local_shards():
+        (row, column), (rows, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        pairs.append((whole[row : row + rows, column : column + width], shard.tensor))
+    return pairs

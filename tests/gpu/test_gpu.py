@@ -1,0 +1,175 @@
+"""Every method on a CUDA device against itself on the CPU: vectors, one training step, odd batches, a whole run.
+
+Without a CUDA device they are skipped; RECEMB_GPU_SUITE=cpu runs the same tests with the CPU in its place.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pruned_samples import random_structure
+from tables_samples import VARIANTS, Variant, make_batch, make_specs
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec, get_table
+from recemb.cli import main
+from recemb.tables.base import CompressedTable, TableConfig, total_full_bytes
+from recemb.training.evaluation import evaluate
+from recemb.training.reopen import open_run
+
+PRUNED = ["optembed", "pep", "magnitude"]
+SMALL = ["trainer.batch_size=512", "trainer.epochs=1", "trainer.evaluations_per_epoch=2", "model.embedding_dim=8"]
+SEARCH = ["table.rounds=2", "table.mutants=2", "table.crossovers=2", "table.parents=2"]
+each_method = pytest.mark.parametrize("method", VARIANTS, ids=lambda variant: variant.name)
+each_length = pytest.mark.parametrize("max_length", [1, None], ids=["single", "bags"])
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if os.environ.get("RECEMB_GPU_SUITE") == "cpu":
+        return torch.device("cpu")
+    pytest.skip("needs a CUDA device, and torch finds none; RECEMB_GPU_SUITE=cpu runs this on the CPU")
+
+
+def fitted(method: Variant, specs: list[TableSpec]) -> TableConfig:
+    return method.config().fit(specs, total_full_bytes(specs) // 4)
+
+
+def twins(
+    specs: list[TableSpec], make: Callable[[], TableConfig | CompressedTable], device: torch.device
+) -> tuple[CompressedEmbeddingBagCollection, CompressedEmbeddingBagCollection]:
+    """Two fused collections of equal weights, on the CPU and on the device."""
+    here = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer())
+    there = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer(), device=device)
+    there.load_state_dict(here.state_dict())
+    return here, there
+
+
+def assert_equal_after_a_step(
+    here: CompressedEmbeddingBagCollection, there: CompressedEmbeddingBagCollection, batch: KeyedJaggedTensor
+) -> None:
+    """Vectors, weights and the gradients of everything that the dense optimizer trains."""
+    place = there.weights[0].device
+    out, other = here(batch), there(batch.to(place))
+    assert other.values().device.type == place.type
+    assert other.keys() == out.keys()
+    torch.testing.assert_close(other.values().cpu(), out.values(), atol=1e-5, rtol=1e-5)
+    target = torch.randn(out.values().shape, generator=torch.Generator().manual_seed(1))
+    for vectors in (out.values(), other.values()):
+        ((vectors - target.to(vectors.device)) ** 2).sum().backward()
+    for one, two in zip(here.weights, there.weights, strict=True):
+        torch.testing.assert_close(two.detach().cpu(), one.detach(), atol=1e-5, rtol=1e-5)
+    for (name, one), two in zip(here.method.named_parameters(), there.method.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None, name  # noqa: PT018
+        torch.testing.assert_close(two.grad.cpu(), one.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@each_method
+@each_length
+def test_vectors_and_a_training_step_are_those_of_the_cpu(method: Variant, max_length: int | None, device):
+    specs = make_specs(max_length=max_length)
+    here, there = twins(specs, lambda: fitted(method, specs), device)
+    plain = CompressedEmbeddingBagCollection(specs, fitted(method, specs))
+    plain.load_state_dict(there.state_dict())
+    batch = make_batch(specs, bags=33)
+    found = there(batch.to(device)).values()
+    torch.testing.assert_close(found.cpu(), plain(batch).values(), atol=1e-5, rtol=1e-5)
+    # Every bag of one id, the usual case, and bags of 0 to 3 ids, some of them empty.
+    assert_equal_after_a_step(here, there, make_batch(specs, bags=65, seed=1, empty=False))
+    assert_equal_after_a_step(here, there, batch)
+
+
+@pytest.mark.parametrize("name", PRUNED)
+@each_length
+def test_tables_that_learn_what_to_keep_mask_as_on_the_cpu(name: str, max_length: int | None, device):
+    specs = make_specs(max_length=max_length)
+    config = get_table(name).config().fit(specs, total_full_bytes(specs) // 4)
+    here, there = twins(specs, lambda: config.pruning_table(specs), device)
+    for tables in (here, there):
+        # Not in training mode: optembed would draw other widths on each device.
+        tables.eval().method.after_step(lambda tables=tables: tables.weights, config.ramp)
+    torch.testing.assert_close(there.method.level.cpu(), here.method.level)
+    # The level is the margin of a row, which another order of summing may bring to either side of it.
+    for tables in (here, there):
+        tables.method.level.copy_(here.method.level * (1 + 1e-5))
+    batch = make_batch(specs, bags=65)
+    share = (here(batch).values() == 0).float().mean()
+    assert 0.05 < share < 1
+    assert_equal_after_a_step(here, there, batch)
+    there.train()(batch.to(device)).values().sum().backward()
+
+
+@pytest.mark.parametrize("unit", ["row", "entry"])
+@each_length
+def test_packed_tables_are_those_of_the_cpu(unit: str, max_length: int | None, device):
+    specs = make_specs(max_length=max_length)
+    known = get_table("magnitude")
+    structure = random_structure(specs, unit)
+    config = known.config(unit=unit)
+    here, there = twins(specs, lambda: known.table(config, specs, structure.layout(specs)), device)
+    assert_equal_after_a_step(here, there, make_batch(specs, bags=65))
+    full = [torch.randn(spec.num_embeddings, spec.embedding_dim, device=device) for spec in specs]
+    structure.pack_into([weight.data for weight in there.weights], full.__getitem__)
+    structure.pack_into([weight.data for weight in here.weights], lambda table: full[table].cpu())
+    for one, two in zip(here.weights, there.weights, strict=True):
+        assert torch.equal(two.cpu(), one)
+
+
+@each_method
+def test_bags_without_ids_and_a_batch_without_any(method: Variant, device):
+    specs = make_specs()
+    tables = CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    lengths = torch.zeros(3 * len(specs), dtype=torch.int64)
+    out = tables(KeyedJaggedTensor([spec.name for spec in specs], nothing, lengths=lengths).to(device))
+    assert out.values().shape == (3, sum(tables.method.layout.dims))
+    assert not out.values().any()
+
+
+@each_method
+def test_ids_out_of_range_are_named(method: Variant, device):
+    specs = make_specs(max_length=1)
+    tables = CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
+    ids = torch.tensor([0, 1, 307, 5, 6, 7, 8, 9])
+    batch = KeyedJaggedTensor([spec.name for spec in specs], ids, lengths=torch.ones(8, dtype=torch.int64))
+    with pytest.raises(RecembError, match="feature city: id 307 is out of range"):
+        tables(batch.to(device))
+
+
+@each_method
+def test_rows_trained_on_the_device_are_served_on_the_cpu(method: Variant, device):
+    specs = make_specs(max_length=1)
+    tables = CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
+    batch = make_batch(specs, bags=65)
+    tables(batch.to(device)).values().square().sum().backward()
+    trained = tables(batch.to(device)).values().detach().cpu()
+    torch.testing.assert_close(tables.quantized()(batch).values(), trained, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Path:
+    path = tmp_path_factory.mktemp("gpu") / "rows"
+    assert main(["prepare", "dataset=synthetic", "dataset.rows=8000", f"dataset.path={path}"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", ["hashing", "low_rank", "mixed_dimension", "compositional", *PRUNED])
+def test_a_run_on_the_device_is_evaluated_alike_on_the_cpu(name: str, data: Path, tmp_path: Path, device):
+    run = tmp_path / "run"
+    search = SEARCH if name == "optembed" else []
+    arguments = [f"table={name}", "budget=1/4", f"trainer.device={device.type}", *SMALL, *search]
+    assert main(["train", f"dataset.path={data}", *arguments, f"hydra.run.dir={run}"]) == 0
+    record = json.loads((run / "run.json").read_text())
+    reopened = open_run(run)
+    again = evaluate(reopened.built.model, reopened.dataset, "test", 4096, torch.device("cpu"))
+    written = pd.read_parquet(run / "predictions.parquet")
+    assert record["metrics"]["test"] == pytest.approx(again.metrics, abs=1e-4)
+    assert record["metrics"]["test"]["logloss"] < 0.7
+    np.testing.assert_allclose(written["probability"], torch.sigmoid(again.logits), atol=1e-5)

@@ -1,0 +1,169 @@
+"""Trains every method in every sharding for five steps, and one process on the same rows, and prints how they differ.
+
+    torchrun --nproc-per-node 2 tests/training/parity_worker.py [WORD ...]
+
+Each process is its own reference: it also trains the unsharded tables on the whole batches.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tables_samples import VARIANTS, Variant, make_batch, make_specs
+
+from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec
+from recemb.datasets import Batch
+from recemb.models import DLRMConfig
+from recemb.tables.base import CompressedTable, TableConfig, total_full_bytes
+from recemb.tables.collection import HERE
+from recemb.tables.pruned import PrunedConfig
+from recemb.training import processes
+from recemb.training.build import Built, trained_beside_rows
+from recemb.training.optimizers import Optimizers
+from recemb.training.processes import mean_over_processes, rank, world_size
+from recemb.training.sharding import check_sharding, held_as_asked, spread
+from recemb.training.trainer import train_on
+
+STEPS, ROWS, NUMBERS = 5, 13, 3
+CPU = torch.device("cpu")
+SHARDINGS = ["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
+
+
+def table_of(variant: Variant, specs: list[TableSpec], learning: bool) -> TableConfig | CompressedTable:
+    config = variant.config().fit(specs, total_full_bytes(specs) // 4)
+    return config.pruning_table(specs) if learning and isinstance(config, PrunedConfig) else config
+
+
+def batch_of(specs: list[TableSpec], step: int, process: int, processes: int) -> Batch:
+    """One process's rows of a step's batch, of which the others have as many, be it that not all count."""
+    first, end = ROWS * process // processes, ROWS * (process + 1) // processes
+    last = first + -(-ROWS // processes)
+    random = torch.Generator().manual_seed(step)
+    dense, labels = torch.randn(ROWS, NUMBERS, generator=random), torch.rand(ROWS, generator=random).round()
+    whole = make_batch(specs, bags=ROWS, seed=step)
+    keys = whole.keys()
+    jagged = [whole[key].to_dense()[first:last] for key in keys]
+    sparse = KeyedJaggedTensor(
+        keys=keys,
+        values=torch.cat([ids for bags in jagged for ids in bags]),
+        lengths=torch.tensor([len(ids) for bags in jagged for ids in bags]),
+    )
+    return Batch(dense[first:last], sparse, labels[first:last], ROWS, end - first)
+
+
+def build(specs: list[TableSpec], table: TableConfig | CompressedTable, optimizer: FusedOptimizer, sharding: str):
+    held = held_as_asked(sharding) if sharding != "none" else HERE
+    torch.manual_seed(0)
+    tables = CompressedEmbeddingBagCollection(specs, table, optimizer=optimizer, seed=3, held=held)
+    model = DLRMConfig(bottom_layers=[8], top_layers=[8]).build(tables, torch.randn(50, NUMBERS))
+    runs = model if held == HERE else spread(model, tables, 3, CPU, sharding=sharding, batch_size=ROWS)
+    built = Built(model, tables, runs)
+    return built, Optimizers(trained_beside_rows(model), [tables], 0.01, 0.0, optimizer.lr)
+
+
+def train(built: Built, optimizers: Optimizers, specs: list[TableSpec], process: int, processes: int) -> Tensor:
+    losses = []
+    for step in range(STEPS):
+        optimizers.scale_rates(1 - step / 10)
+        losses.append(train_on(batch_of(specs, step, process, processes), built, [built.tables], optimizers, processes))
+        built.tables.method.after_step(lambda: built.tables.weights, (step + 1) / STEPS)
+    return torch.stack(losses)
+
+
+def compare(
+    variant: Variant, sharding: str, optimizer: FusedOptimizer, multi: bool, learning: bool
+) -> dict[str, float]:
+    # OptEmbed's supernet draws a width for each vector, and each process draws for itself: 1 leaves nothing to chance.
+    dim = 1 if learning and variant.method == "optembed" else 16
+    specs = make_specs(dim, max_length=None if multi else 1)
+    check_sharding(sharding, optimizer, None)
+    table = table_of(variant, specs, learning)
+    together, its = build(specs, table, optimizer, sharding)
+    mine = train(together, its, specs, rank(), world_size())
+    losses = mean_over_processes(mine)
+    states = its.tensors(together.model)
+    table = table_of(variant, specs, learning)
+    alone, own = build(specs, table, optimizer, "none")
+    wanted = train(alone, own, specs, 0, 1)
+    found = {"loss": worst([losses], [wanted])}
+    found["rows"] = worst(together.tables.weights, alone.tables.weights)
+    beside = [name for name, one in alone.model.state_dict().items() if ".embedding_bags." not in name]
+    others, ours = together.model.state_dict(), alone.model.state_dict()
+    found["rest"] = worst([others[name] for name in beside], [ours[name] for name in beside])
+    moments = own.tensors(alone.model)
+    whole = [name for name in states if type(states[name]) is Tensor]
+    found["moments"] = worst([states[name] for name in whole], [moments[name] for name in whole])
+    found["accumulators"] = max([0.0, *(shards_differ(one, moments[name]) for name, one in states.items())])
+    return found
+
+
+def worst(ours: list[Tensor], wanted: list[Tensor]) -> float:
+    pairs = zip(ours, wanted, strict=True)
+    return max([0.0, *(float((a - b).abs().nan_to_num().max()) for a, b in pairs if a.numel())])
+
+
+def shards_differ(found: object, whole: Tensor) -> float:
+    if type(found) is Tensor:
+        return 0.0
+    worst_here = 0.0
+    for shard in found.local_shards():
+        part = whole
+        for axis, (start, size) in enumerate(
+            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+        ):
+            part = part.narrow(axis, start, size)
+        worst_here = max(worst_here, worst([shard.tensor], [part]))
+    return worst_here
+
+
+def cases(only: list[str]) -> Iterator[tuple[Variant, str, str, bool, bool]]:
+    """Which variants, shardings, optimizers, bags or single ids, and stages: those whose names hold all words.
+
+    `chosen` stands for what a test has time for.
+    """
+    for variant, sharding, optimizer, multi, learning in itertools.product(
+        VARIANTS, SHARDINGS, ("rowwise_adagrad", "adagrad", "sgd"), (False, True), (False, True)
+    ):
+        if learning and not isinstance(variant.config(), PrunedConfig):
+            continue
+        case = name_of(variant, sharding, optimizer, multi, learning)
+        if only == ["chosen"]:
+            wanted = {"column_wise": "adagrad", "auto": "sgd"}.get(sharding, "rowwise_adagrad")
+            refused = sharding == "column_wise" and optimizer == "rowwise_adagrad" and not multi
+            bags = multi or (sharding == "row_wise" and not learning)
+            if refused or (optimizer == wanted and bags):
+                yield variant, sharding, optimizer, multi, learning
+        elif all(word in case.split() for word in only):
+            yield variant, sharding, optimizer, multi, learning
+
+
+def name_of(variant: Variant, sharding: str, optimizer: str, multi: bool, learning: bool) -> str:
+    bags = "multi" if multi else "single"
+    return f"{variant.name} {sharding} {optimizer} {bags}" + (" learning" if learning else "")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    processes.join()
+    for variant, sharding, optimizer, multi, learning in cases(sys.argv[1:]):
+        found: dict[str, Any]
+        try:
+            found = compare(variant, sharding, FusedOptimizer(optimizer, 0.02, 1e-4), multi, learning)
+        except RecembError as error:
+            found = {"refused": str(error)}
+        case = name_of(variant, sharding, optimizer, multi, learning)
+        sys.stdout.write(json.dumps({"case": case, "process": rank(), **found}) + "\n")
+        sys.stdout.flush()
+    processes.leave()
+
+
+main()

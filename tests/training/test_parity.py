@@ -1,0 +1,49 @@
+"""Tables that two processes share, in every way that is offered, train as those of one process do."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tables_samples import VARIANTS
+from together import torchrun
+
+# After five steps, whatever is compared: losses, rows, other weights, moments and accumulators.
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, list[dict[str, Any]]]:
+    """What each process found in each case."""
+    done = torchrun(2, str(Path(__file__).parent / "parity_worker.py"), "chosen")
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases = defaultdict(list)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            entry = json.loads(line)
+            cases[entry.pop("case")].append(entry)
+    return cases
+
+
+@pytest.mark.parametrize("sharding", ["auto", "table_wise", "row_wise", "column_wise", "data_parallel"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_two_processes_train_as_one(found: dict[str, list[dict[str, Any]]], variant, sharding: str):
+    mine = {case: entries for case, entries in found.items() if case.split()[:2] == [variant.name, sharding]}
+    assert mine
+    for case, entries in mine.items():
+        assert sorted(entry["process"] for entry in entries) == [0, 1]
+        for entry in entries:
+            if "rowwise" in case and sharding == "column_wise":
+                assert "an accumulator of its own, which is another optimizer" in entry["refused"]
+                continue
+            assert set(entry) == {"process", "loss", "rows", "rest", "moments", "accumulators"}
+            for name, difference in entry.items():
+                assert name == "process" or difference < TOLERANCE, (case, name)
+                assert difference == difference, (case, name)
+
+
+def test_every_method_was_tried_with_bags_and_while_it_learns_what_to_keep(found: dict[str, list[dict[str, Any]]]):
+    words = [case.split() for case in found]
+    assert {one[0] for one in words if "multi" in one} == {variant.name for variant in VARIANTS}
+    assert {one[0] for one in words if "learning" in one} >= {"optembed", "pep", "magnitude"}
