@@ -247,7 +247,7 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]):
             "there is no option 'table.rowz'. Did you mean table.rows? `recemb plan --help` lists them.",
         ),
         (["table=full", "table.rows=3"], "the chosen table= has no option 'table.rows'"),
-        (["trainer.lr=3"], "there is no option 'trainer.lr'. `recemb plan --help` lists them."),
+        (["seed=3"], "there is no option 'seed'. `recemb plan --help` lists them."),
         (["budget=lots"], "budget=lots is not a budget"),
         (["table=hashing", "budget=100B"], "the least possible is "),
         (["table=hashing", "table.rows=5", "budget=1/2"], "both say how large the tables are"),

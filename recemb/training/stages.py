@@ -136,6 +136,7 @@ class Stages:
         finally:
             trainer.close()
         self._finish(name, clock, **of_training(trainer))
+        trainer.unfinished.forget()
 
     def _search(self, first: Built, pruning: PruningTable) -> Sequence[int]:
         """Search for the widths of features by AUC on validation rows."""

@@ -64,6 +64,16 @@ class Unfinished:
         with contextlib.suppress(OSError):  # it only saves time
             on_first(write)
 
+    def forget(self) -> None:
+        """Remove all of the stage, which is finished."""
+
+        def remove() -> None:
+            self._end.unlink(missing_ok=True)
+            for path in self._folder.glob(f"{self._stage}-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+        on_first(remove)
+
     def save(self, step: int, tensors: dict[str, Any], note: dict[str, Any]) -> None:
         """Keep a state, and forget those that are too old; where that fails, the earlier ones stay."""
         try:
