@@ -41,7 +41,8 @@ class RunConfig:
     seed: int = option(0, "seed of the initial weights and the order of the rows")
     overwrite: bool = option(False, "replace a completed run in the same folder")
     resume: bool = option(
-        False, "go on with an unfinished run in the same folder after its last finished stage; leave a completed one"
+        False,
+        "go on with an unfinished run from its last state, in the same folder, or resume=FOLDER; leave a completed one",
     )
 
     def __post_init__(self) -> None:

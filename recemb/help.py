@@ -52,6 +52,7 @@ _PLAN_HEAD = """Show which tables a method would hold for a data set and a budge
   recemb plan table=compositional budget=1/16
   recemb plan table=hashing budget=64MiB dataset=criteo dataset.path=data/criteo
   recemb plan table=multiplexed budget=1/16 model.embedding_dim=32 --json
+  recemb plan table=full processes=8 memory=80GiB trainer.device=cuda
 
 dataset=criteo_kaggle_shape needs no data: it knows the sizes of the Criteo Kaggle tables. Any other data set must be
 prepared. --json prints one JSON document for programs, whose keys `recemb.plan.Plan` describes.
@@ -77,8 +78,14 @@ def plan_help() -> str:
     own = [row for row in _rows(options_of(PlanConfig), "") if row[0].split("=")[0] not in GROUPS]
     path = [("dataset.path=...", "folder of the prepared data set")]
     parts = [_PLAN_HEAD, "Methods (`recemb tables NAME` explains one):", _methods()]
-    parts += ["Options:", _columns([*groups, *own, *path, *_rows(options_of(ModelConfig), "model.")])]
+    parts += ["Options:", _columns([*groups, *own, *path, *_rows(options_of(ModelConfig), "model."), *_sharing_rows()])]
     return "\n".join([*parts, *_choices("table", "full")])
+
+
+def _sharing_rows() -> list[tuple[str, str]]:
+    """Options of training that a plan for several processes depends on."""
+    names = ("sharding", "table_optimizer", "batch_size", "device", "cache_share")
+    return [row for row in _rows(options_of(TrainerConfig), "trainer.") if row[0].split(".")[1].split("=")[0] in names]
 
 
 def prepare_help() -> str:

@@ -8,8 +8,9 @@ Both store rows as `FusedTables` does, narrow ones side by side, so that one pro
 name and shape what they save as the other hosts do, so that checkpoints say nothing of how many processes wrote them.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ from recemb.tables.storage import (
     split_lanes,
     stored_shape,
 )
+
+# Numbers of a table that are saved at once, 128 MiB.
+_PIECE = 1 << 25
 
 
 class _TogetherTables(nn.Module):
@@ -206,6 +210,7 @@ class ShardedTables(_TogetherTables):
         for group in self._groups:
             indices = list(dict.fromkeys(lookup_tables[lookup] for lookup in group))
             self.collections.append(_collection([(stored[i], readers[i]) for i in indices], by_value))
+        self._held_rows: dict[str, list[_Part]] = {}
         self._weights: dict[str, ShardedTensor] = {}
         self._states: dict[str, ShardedTensor] = {}
         self._held = 0
@@ -220,24 +225,24 @@ class ShardedTables(_TogetherTables):
             for name, weight in collection.state_dict().items():
                 self._held += sum(shard.tensor.nbytes for shard in weight.local_shards())
                 table = self.tables[_table_of(name)]
-                self._weights[table.name] = _in_plain_rows(weight, table)
+                parts = _parts(weight, table)
+                self._held_rows[table.name] = [part for part in parts if part.values is not None]
+                self._weights[table.name] = _in_pieces(parts, [table.rows, table.dim], weight)
             optimizer = cast(Any, collection).fused_optimizer
             for name, state in optimizer.state_dict()["state"].items():
                 table = self.tables[_table_of(name)]
                 for own in state.values():
                     self._held += sum(shard.tensor.nbytes for shard in own.local_shards())
-                    plain = _in_plain_rows(own, table) if len(own.size()) > 1 else _without_empty(own)
-                    self._states[f"embedding_bags.{table.name}.momentum1"] = plain
+                    size = [table.rows, table.dim] if len(own.size()) > 1 else list(own.size())
+                    name = f"embedding_bags.{table.name}.momentum1"
+                    self._states[name] = _in_pieces(_parts(own, table), size, own)
 
     def start(self, table: PhysicalTable, seed: int) -> None:
         """Give the rows of a table that are held here the values that training starts from."""
-        if not self._weights:
-            return
-        for shard in self._weights[table.name].local_shards():
-            row, column = shard.metadata.shard_offsets
-            init_uniform_(
-                shard.tensor, table.init_std, table.name, seed, size=(table.rows, table.dim), at=(row, column)
-            )
+        for where, values in self._held_rows.get(table.name, ()):
+            assert values is not None
+            row, column = where.shard_offsets
+            init_uniform_(values, table.init_std, table.name, seed, size=(table.rows, table.dim), at=(row, column))
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
@@ -266,17 +271,24 @@ class ShardedTables(_TogetherTables):
 
     def read(self, name: str) -> Tensor:
         """Gather the weight (rows, dim) of a table, a copy; all processes must call it together."""
-        sharded, table = self._weights[name], self.tables[name]
+        table = self.tables[name]
         whole = torch.zeros(table.rows, table.dim, device=self._lanes.device)
-        for part, shard in _places(whole, sharded):
-            part.copy_(shard)
+        for part, held in self._pairs(name, whole):
+            part.copy_(held)
         dist.all_reduce(whole)
         return whole
 
     def write(self, name: str, weight: Tensor) -> None:
         """Copy what is held here of a weight (rows, dim) into a table."""
-        for part, shard in _places(weight, self._weights[name]):
-            shard.copy_(part)
+        for part, held in self._pairs(name, weight):
+            held.copy_(part)
+
+    def _pairs(self, name: str, whole: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pair the parts of a whole weight (rows, dim) with what is held of them here."""
+        for where, values in self._held_rows[name]:
+            assert values is not None
+            (row, column), (rows, width) = where.shard_offsets, where.shard_sizes
+            yield whole[row : row + rows, column : column + width], values
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the rows."""
@@ -326,33 +338,44 @@ def _table_of(name: str) -> str:
     return name.split(".", 1)[1].rsplit(".", 1)[0]
 
 
-def _in_plain_rows(stored: ShardedTensor, table: PhysicalTable) -> ShardedTensor:
-    """View a sharded tensor of stored rows as one of the table's own rows, without the padding of the last one."""
-    lanes = lanes_of(table.dim)
-    held = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in stored.local_shards()}
-    shards, described = [], []
-    for one in stored.metadata().shards_metadata:
-        (row, column), (rows, width) = one.shard_offsets, one.shard_sizes
-        rows = min(rows * lanes, table.rows - row * lanes)
+class _Part(NamedTuple):
+    """A part of a tensor that the processes share, and its values where they are held here."""
+
+    where: ShardMetadata
+    values: Tensor | None
+
+
+def _parts(shared: ShardedTensor, table: PhysicalTable) -> list[_Part]:
+    """List the parts of a table's weight or accumulators; rows side by side are taken apart, padding is left out."""
+    lanes = lanes_of(table.dim) if len(shared.size()) > 1 else 1
+    rows_in_all = table.rows if len(shared.size()) > 1 else shared.size()[0]
+    held = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in shared.local_shards()}
+    parts = []
+    for one in shared.metadata().shards_metadata:
+        (row, *column), (rows, *width) = one.shard_offsets, one.shard_sizes
+        rows = min(rows * lanes, rows_in_all - row * lanes)
         if rows <= 0:
             continue
-        plain = ShardMetadata([row * lanes, column], [rows, width // lanes], one.placement)
-        described.append(plain)
-        if (row, column) in held and _is_here(one):
-            shards.append(Shard(held[row, column].view(-1, width // lanes)[:rows], plain))
-    return _sharded(shards, described, [table.rows, table.dim], stored)
+        where = ShardMetadata([row * lanes, *column], [rows, *(each // lanes for each in width)], one.placement)
+        values = held[tuple(one.shard_offsets)] if _is_here(one) else None
+        if values is not None:
+            values = values.view(-1, *where.shard_sizes[1:])[:rows]
+        parts.append(_Part(where, values))
+    return parts
 
 
-def _without_empty(vector: ShardedTensor) -> ShardedTensor:
-    """Leave out the shards of a sharded vector that hold nothing."""
-    described = [one for one in vector.metadata().shards_metadata if one.shard_sizes[0]]
-    shards = [shard for shard in vector.local_shards() if len(shard.tensor)]
-    return _sharded(shards, described, list(vector.size()), vector)
-
-
-def _sharded(
-    shards: list[Shard], described: list[ShardMetadata], size: list[int], like: ShardedTensor
-) -> ShardedTensor:
+def _in_pieces(parts: list[_Part], size: list[int], like: ShardedTensor) -> ShardedTensor:
+    """Make the sharded tensor that is saved, in pieces, since saving copies what is a part of a larger memory."""
+    described, shards = [], []
+    for where, values in parts:
+        (first, *column), (rows, *width) = where.shard_offsets, where.shard_sizes
+        step = max(1, _PIECE // math.prod(width))
+        for start in range(0, rows, step):
+            end = min(start + step, rows)
+            piece = ShardMetadata([first + start, *column], [end - start, *width], where.placement)
+            described.append(piece)
+            if values is not None:
+                shards.append(Shard(values[start:end], piece))
     metadata = ShardedTensorMetadata(described, torch.Size(size), like.metadata().tensor_properties)
     return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
 
@@ -360,12 +383,3 @@ def _sharded(
 def _is_here(shard: ShardMetadata) -> bool:
     placement = shard.placement
     return placement is not None and cast(Any, placement).rank() == dist.get_rank()
-
-
-def _places(whole: Tensor, sharded: ShardedTensor) -> list[tuple[Tensor, Tensor]]:
-    """Pair the parts of a whole tensor (rows, dim) with the shards of it that are held here."""
-    pairs = []
-    for shard in sharded.local_shards():
-        (row, column), (rows, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-        pairs.append((whole[row : row + rows, column : column + width], shard.tensor))
-    return pairs
