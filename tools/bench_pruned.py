@@ -74,7 +74,7 @@ def main() -> None:
         pruning = config.pruning_table(specs)
         weights = [torch.randn(options.rows, WIDTH) * 0.05 for _ in KEYS]
         clock = time.perf_counter()
-        pruning.after_step(weights, config.ramp)
+        pruning.after_step(weights.copy, config.ramp)
         solve = time.perf_counter() - clock
         widths = torch.randint(1, WIDTH + 1, (FEATURES,), generator=random).tolist() if pruning.searches else None
         method = get_table(title.split()[0]).table

@@ -33,9 +33,10 @@ from tqdm import tqdm
 from recemb import TableSpec, get_table
 from recemb.packing.programs import capture, write_onnx, write_pt2
 from recemb.packing.serving import ServingTables
-from recemb.tables.base import CompressedTable, init_orthogonal_, total_full_bytes
+from recemb.tables.base import CompressedTable, total_full_bytes
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.full import FullConfig, FullTable
+from recemb.tables.initial import init_orthogonal_
 from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.registry import create_table, list_tables
 
@@ -136,7 +137,7 @@ def make_method(title: str, specs: list[TableSpec], random: torch.Generator) -> 
     if isinstance(config, PrunedConfig):
         pruning = config.pruning_table(specs)
         rows = [torch.randn(spec.num_embeddings, spec.embedding_dim, generator=random) * 0.05 for spec in specs]
-        pruning.after_step(rows, config.ramp)
+        pruning.after_step(rows.copy, config.ramp)
         widths = None
         if pruning.searches:
             widest = specs[0].embedding_dim
