@@ -95,8 +95,10 @@ def _resumed(arguments: list[str]) -> list[str]:
         command = shlex.split(json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecembError(f"resume={folder}: there is no run in this folder that can be gone on with.") from error
+    if command[:2] != ["recemb", "train"]:
+        raise RecembError(f"resume={folder}: this run was not trained, but made by `{shlex.join(command[:2])}`.")
     rest = [one for one in arguments if not one.startswith("resume=")]
-    again = [one for one in command[2:] if not one.startswith("hydra.run.dir=")]
+    again = [one for one in command[2:] if not one.startswith(("hydra.run.dir=", "overwrite="))]
     return [*again, *rest, "resume=true", f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
 
 

@@ -58,6 +58,7 @@ def save_tensors(tensors: dict[str, Any], folder: Path, note: str | None = None)
     except ToldElsewhereError:
         raise
     except (CheckpointException, OSError, RuntimeError) as error:  # the first is no Exception of Python's
+        _pass_interrupts_on(error)
         raise RecembError(f"cannot write {folder}: {_reason(error)}.") from error
     finally:
         # Half a checkpoint helps nobody and may be what fills the disk. By now every process has stopped writing.
@@ -83,6 +84,7 @@ def load_tensors(tensors: dict[str, Any], folder: Path, otherwise: str) -> None:
         with _quiet():
             dcp.load(tensors, checkpoint_id=folder, no_dist=world_size() == 1)
     except (CheckpointException, Exception) as error:  # the first is no Exception of Python's
+        _pass_interrupts_on(error)
         raise RecembError(otherwise.format(folder=folder)) from error
 
 
@@ -100,6 +102,14 @@ def _put_in_place(partial: Path, folder: Path, note: str | None) -> None:
     finally:
         os.close(handle)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _pass_interrupts_on(error: BaseException) -> None:
+    """Raise the Ctrl-C that torch has wrapped like any failure to write or read."""
+    if isinstance(error, CheckpointException):
+        for failure, _ in error.failures.values():
+            if isinstance(failure, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
 
 
 def _replaced(folder: Path) -> Path:

@@ -113,7 +113,7 @@ def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[st
             record |= how_it_went(trainer)
             trainer.close()
         record["memory"] = {"peak_bytes_per_process": peak_memory()}
-        run.forget_unfinished()
+    run.forget_unfinished()  # once the record says that nobody will go on with it
     return record
 
 

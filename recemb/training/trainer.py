@@ -129,6 +129,11 @@ class Trainer:
             else:
                 self._train()
                 self.unfinished.note_end(asdict(self.progress))
+            if not self.progress.best:
+                raise RecembError(
+                    f"training ended after {self.progress.epochs:.2f} passes, and weights count only after "
+                    f"{self.keep_from:g}, when pruning has settled; train for longer, or lower table.ramp."
+                )
             best = self.unfinished.best(self.progress.best_step)
             on_first(lambda: _move(best, self.weights))
             load_weights(self.built.model, self.weights)
@@ -178,9 +183,10 @@ class Trainer:
                         stopped = "early"
                 if stopped or ends:
                     break
+                if not pause:
+                    self.progress.train_seconds += time.perf_counter() - clock
                 self._keep_state(looked=not self._unread)
-                if pause:
-                    clock = time.perf_counter()
+                clock = time.perf_counter()
         in_full = self.progress.steps == self._batches * self.config.epochs
         self.progress.stopped = stopped or ("epochs" if in_full else "steps")
 
@@ -197,7 +203,8 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
-        # What is random in a step depends on the step alone, so that a run that was broken off goes on the same.
+        # What is random in a step depends on the step and the process, so that a run that was broken off goes on the
+        # same on as many processes.
         torch.manual_seed(hash((self.seed, self.progress.steps, rank())) & (2**63 - 1))
         loss = train_on(batch, self.built, self.collections, self.optimizers, world_size())
         self.progress.steps += 1

@@ -54,15 +54,15 @@ class Unfinished:
         """Note down that training is over; its states are not needed any more."""
 
         def write() -> None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            whole = self._end.with_suffix(".partial")
-            whole.write_text(json.dumps(note), encoding="utf-8")
-            os.replace(whole, self._end)
-            for path in self._states():
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it only saves time
+                self._folder.mkdir(parents=True, exist_ok=True)
+                whole = self._end.with_suffix(".partial")
+                whole.write_text(json.dumps(note), encoding="utf-8")
+                os.replace(whole, self._end)
+                for path in self._states():
+                    shutil.rmtree(path, ignore_errors=True)
 
-        with contextlib.suppress(OSError):  # it only saves time
-            on_first(write)
+        on_first(write)
 
     def forget(self) -> None:
         """Remove all of the stage, which is finished."""

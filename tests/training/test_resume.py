@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import recemb
 from together import kill_when, training
+
+from recemb.training.checkpoint import save_tensors
 
 OPTIONS = ("trainer.epochs=2", "trainer.batch_size=250", "trainer.evaluations_per_epoch=3", "budget=1/4")
 STATES = ("trainer.checkpoint_steps=3", "trainer.checkpoint_minutes=null")
@@ -149,3 +152,35 @@ def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path: Path):
     done = recemb("train", f"resume={tmp_path}", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == f"recemb: resume={tmp_path}: there is no run in this folder that can be gone on with.\n"
+
+
+def test_what_began_with_overwrite_can_be_gone_on_with(data: str, tmp_path: Path):
+    folder = tmp_path / "run"
+    options = ["dataset=synthetic", data, "table=hashing", *OPTIONS, *STATES, "overwrite=true"]
+    kill_when(
+        folder / "unfinished" / "train-state-000000006", training(1, *options, f"hydra.run.dir='{folder}'"), tmp_path
+    )
+    run(training(1, f"resume={folder}"), tmp_path)
+    assert record(folder)["status"] == "completed"
+
+
+def test_a_stop_while_a_state_is_written_stops():
+    folder = Path("nowhere")
+
+    class Interrupting(torch.Tensor):
+        """A tensor that is being saved when somebody presses Ctrl-C."""
+
+        def detach(self):
+            raise KeyboardInterrupt
+
+    tensor = torch.zeros(3).as_subclass(Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors({"weight": tensor}, folder)
+    assert not folder.exists()
+
+
+def test_training_that_ends_before_pruning_has_settled_says_so(data: str, tmp_path: Path):
+    options = ["dataset=synthetic", data, "table=pep", "budget=1/4", "trainer.batch_size=250", "trainer.steps=3"]
+    done = recemb("train", *options, f"hydra.run.dir='{tmp_path / 'run'}'", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "weights count only after 1, when pruning has settled; train for longer, or lower table.ramp." in done.stderr
