@@ -30,9 +30,9 @@ from omegaconf.errors import OmegaConfBaseException
 from recemb import help as pages
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.options import RecembError, options_of
-from recemb.plan import sized, table_specs
+from recemb.plan import table_specs
 from recemb.record import RECORD
-from recemb.tables.registry import get_table
+from recemb.tables.registry import config_from_dict, get_table
 from recemb.training import processes
 from recemb.training.sharding import plan_lines, planned
 
@@ -183,18 +183,14 @@ def _plan_job(composed: Any, as_json: bool) -> None:
         precision=config.precision,
         dataset=config.dataset.name,
     )
-    sharing = _planned_sharing(config, features) if config.processes > 1 else None
+    sharing = None
+    if config.processes > 1:
+        specs = table_specs(features, config.model, config.precision)
+        sharing = planned(specs, config_from_dict(plan.table), config.trainer, config.processes, config.memory)
     if as_json:
         print(json.dumps(plan.to_dict() | ({"sharding": sharing} if sharing else {}), indent=2), flush=True)
     else:
         print("\n".join([plan_text(plan), *(["", *plan_lines(sharing)] if sharing else [])]), flush=True)
-
-
-def _planned_sharing(config: PlanConfig, features: Any) -> dict[str, Any]:
-    """Say how processes would share the tables of a plan."""
-    specs = table_specs(features, config.model, config.precision)
-    table = sized(config.table, config.budget, specs)
-    return planned(specs, table, config.trainer, config.processes, config.memory)
 
 
 def _report(arguments: list[str]) -> int:

@@ -110,7 +110,7 @@ class Batches:
     def _span(self, number: int) -> "_Span":
         first = number * self._batch_size
         total = min(self._batch_size, self._rows - first)
-        begin, end = total * self._rank // self._ranks, total * (self._rank + 1) // self._ranks
+        begin, end = share_of(total, self._rank, self._ranks)
         return _Span(first + begin, first + begin + -(-total // self._ranks), total, counted=end - begin)
 
     def _make(self) -> Iterator[Batch]:
@@ -209,6 +209,11 @@ class Batches:
             length_per_key=sizes,
             offset_per_key=[0, *accumulate(sizes)],
         )
+
+
+def share_of(total: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Which rows [begin, end) of a batch of so many are one process's own."""
+    return total * rank // ranks, total * (rank + 1) // ranks
 
 
 class _Span(NamedTuple):

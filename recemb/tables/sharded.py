@@ -38,10 +38,24 @@ _PIECE = 1 << 25
 
 
 class _TogetherTables(nn.Module):
-    """What both hosts share: rows in lanes, and a state that is written in the shapes of the physical tables."""
+    """What both hosts share: rows in lanes, and a state that is written in the shapes of the physical tables.
+
+    Args:
+        tables: the physical tables.
+        lookup_tables: for each lookup the index of the table it reads.
+        optimizer: what updates the rows.
+        device: where the weights live, once there are any.
+        by_value: rows are looked up one by one (`values`) instead of in bags (`forward`).
+    """
 
     def __init__(
-        self, tables: Sequence[PhysicalTable], lookup_tables: Sequence[int], optimizer: FusedOptimizer
+        self,
+        tables: Sequence[PhysicalTable],
+        lookup_tables: Sequence[int],
+        optimizer: FusedOptimizer,
+        device: torch.device | None = None,
+        *,
+        by_value: bool = False,
     ) -> None:
         super().__init__()
         self._lanes: Tensor
@@ -49,8 +63,13 @@ class _TogetherTables(nn.Module):
         self.tables = {table.name: table for table in tables}
         self.fused_optimizer = optimizer
         self._packs = any(lanes_of(table.dim) > 1 for table in tables)
-        lanes = torch.tensor([lanes_of(width) for width in self.widths])
+        lanes = torch.tensor([lanes_of(width) for width in self.widths], device=device)
         self.register_buffer("_lanes", lanes, persistent=False)
+        self._hold([stored_shape(table) for table in tables], lookup_tables, by_value)
+
+    def _hold(self, stored: list[PhysicalTable], lookup_tables: Sequence[int], by_value: bool) -> None:
+        """Make what holds the tables as they are stored."""
+        raise NotImplementedError
 
     def weights(self) -> dict[str, Tensor]:
         """Give the weights of the tables as they are saved, (rows, dim) by name, each process what it holds."""
@@ -94,29 +113,11 @@ class _TogetherTables(nn.Module):
 
 
 class ReplicatedTables(_TogetherTables):
-    """Physical tables that every process holds whole.
+    """Physical tables that every process holds whole; takes what `_TogetherTables` does."""
 
-    Args:
-        tables: the physical tables.
-        lookup_tables: for each lookup the index of the table it reads.
-        optimizer: what updates the rows.
-        device: where the weights live.
-        by_value: rows are looked up one by one; nothing depends on it here.
-    """
-
-    def __init__(
-        self,
-        tables: Sequence[PhysicalTable],
-        lookup_tables: Sequence[int],
-        optimizer: FusedOptimizer,
-        device: torch.device | None = None,
-        *,
-        by_value: bool = False,
-    ) -> None:
-        super().__init__(tables, lookup_tables, optimizer)
-        self.to(device)
-        self._stored = PlainTables([stored_shape(table) for table in tables], lookup_tables, device)
-        self.optimizer = _dense_optimizer(optimizer, list(self._stored.parameters()))
+    def _hold(self, stored: list[PhysicalTable], lookup_tables: Sequence[int], by_value: bool) -> None:
+        self._stored = PlainTables(stored, lookup_tables, self._lanes.device)
+        self.optimizer = _dense_optimizer(self.fused_optimizer, list(self._stored.parameters()))
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
@@ -170,36 +171,19 @@ def _dense_optimizer(optimizer: FusedOptimizer, parameters: list[nn.Parameter]) 
 class ShardedTables(_TogetherTables):
     """Physical tables that torchrec spreads over processes; its fused kernels update them in the backward pass.
 
-    They take no memory until DistributedModelParallel has sharded `collections` and `sharded` was called.
-
-    Args:
-        tables: the physical tables.
-        lookup_tables: for each lookup the index of the table it reads.
-        optimizer: what updates the rows.
-        device: where the weights will live.
-        by_value: rows are looked up one by one (`values`) instead of in bags (`forward`).
+    They take no memory until DistributedModelParallel has sharded `collections` and `sharded` was called; takes what
+    `_TogetherTables` does.
 
     Attributes:
         collections: torchrec's collections: one of bags, or one of embeddings for each stored width.
     """
 
-    def __init__(
-        self,
-        tables: Sequence[PhysicalTable],
-        lookup_tables: Sequence[int],
-        optimizer: FusedOptimizer,
-        device: torch.device | None = None,
-        *,
-        by_value: bool = False,
-    ) -> None:
-        super().__init__(tables, lookup_tables, optimizer)
-        self.to(device)
+    def _hold(self, stored: list[PhysicalTable], lookup_tables: Sequence[int], by_value: bool) -> None:
         # A key is never met with other lookups: a sharded collection remembers the order of its first batch.
         self._keys = [f"lookup{number}" for number in range(len(lookup_tables))]
-        stored = [stored_shape(table) for table in tables]
         readers = [
             [self._keys[lookup] for lookup, table in enumerate(lookup_tables) if table == index]
-            for index in range(len(tables))
+            for index in range(len(stored))
         ]
         # torchrec keeps one width in a collection of embeddings.
         self._groups = [list(range(len(lookup_tables)))]

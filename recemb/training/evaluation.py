@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recemb.datasets import Batch, PreparedDataset
+from recemb.datasets.batches import share_of
 from recemb.training.metrics import binary_metrics
 from recemb.training.processes import gather_rows, is_first, on_first, rank, world_size
 
@@ -38,25 +39,33 @@ def predict(
     model: nn.Module, batches: Iterable[Batch], device: torch.device, bar: "tqdm[Any] | None" = None
 ) -> tuple[Tensor, Tensor]:
     """Give labels (N,) and logits (N,) of batches that every process has its part of, in the rows' own order."""
-    parts, totals = [], []
+    parts = []
     with torch.no_grad():
         for batch in batches:
             there = batch.to(device)
             logits = model(there.dense, there.sparse).cpu()
-            total = rows_of(batch)
-            parts.append(torch.stack([batch.labels, logits])[:, : batch.counted])
-            totals.append(total)
+            parts.append((batch, torch.stack([batch.labels, logits], dim=1)))
             if bar is not None:
-                bar.update(total)
-    if not parts:
-        return torch.zeros(0), torch.zeros(0)
-    counts = [[part_of(total, one) for total in totals] for one in range(world_size())]
-    rows = gather_rows(torch.cat(parts, dim=1).T.contiguous(), [sum(of_process) for of_process in counts])
-    if len(rows) > 1:
-        by_batch = zip(*(one.split(of_process) for one, of_process in zip(rows, counts, strict=True)), strict=True)
-        rows = [part for of_batch in by_batch for part in of_batch]
-    labels, logits = torch.cat(rows).T.contiguous()
+                bar.update(rows_of(batch))
+    labels, logits = in_order(parts).view(-1, 2).T.contiguous()
     return labels, logits
+
+
+def in_order(parts: list[tuple[Batch, Tensor]]) -> Tensor:
+    """Give every process something of all rows (N, ...), in the rows' own order.
+
+    Args:
+        parts: the batches of a pass, and (B, ...) of what this process has of each.
+    """
+    if not parts:
+        return torch.zeros(0)
+    mine = torch.cat([rows[: batch.counted] for batch, rows in parts])
+    if world_size() == 1:
+        return mine
+    counts = [[part_of(rows_of(batch), one) for batch, _ in parts] for one in range(world_size())]
+    found = gather_rows(mine, [sum(of_process) for of_process in counts])
+    by_batch = zip(*(one.split(of_process) for one, of_process in zip(found, counts, strict=True)), strict=True)
+    return torch.cat([part for of_batch in by_batch for part in of_batch])
 
 
 def rows_of(batch: Batch) -> int:
@@ -66,7 +75,8 @@ def rows_of(batch: Batch) -> int:
 
 def part_of(total: int, process: int) -> int:
     """How many of a batch's rows a process has; see `PreparedDataset.batches`."""
-    return total * (process + 1) // world_size() - total * process // world_size()
+    begin, end = share_of(total, process, world_size())
+    return end - begin
 
 
 def progress_bar(total: int, what: str, unit: str = " rows", leave: bool = True, initial: int = 0) -> "tqdm[Any]":

@@ -117,7 +117,7 @@ def gather_rows(rows: Tensor, counts: list[int]) -> list[Tensor]:
         counts: how many each process has.
 
     Returns:
-        For each process (n, ...), on the CPU.
+        For each process (n, ...).
     """
     if world_size() == 1:
         return [rows]

@@ -47,7 +47,7 @@ _NO_COLUMNS = (
 
 
 class Shard(NamedTuple):
-    """A part of a table's stored rows that one process holds: sizes and where it begins, in rows and columns."""
+    """A part of a table's stored rows that one process holds."""
 
     table: str
     kind: str
@@ -55,8 +55,6 @@ class Shard(NamedTuple):
     process: int
     rows: int
     width: int
-    row: int
-    column: int
 
 
 def check_sharding(sharding: str, optimizer: FusedOptimizer, cache: float | None) -> None:
@@ -180,11 +178,12 @@ def make_plan(
     Raises:
         RecembError: the tables do not fit.
     """
-    each = memory or _memory_each(device, min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes))))
+    on_a_machine = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    each = memory or _memory_each(device, on_a_machine)
     topology = Topology(
         world_size=processes,
         compute_device=device,
-        local_world_size=min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes))),
+        local_world_size=on_a_machine,
         hbm_cap=each if device == "cuda" else 0,
         ddr_cap=_host_memory() // processes if device == "cuda" else each,
     )
@@ -211,11 +210,8 @@ def shards_of(plan: ShardingPlan) -> list[Shard]:
     for of_module in plan.plan.values():
         for table, found in of_module.items():
             for one in found.sharding_spec.shards:
-                (row, column), (rows, width) = one.shard_offsets, one.shard_sizes
-                process = one.placement.rank()
-                shards.append(
-                    Shard(table, found.sharding_type, found.compute_kernel, process, rows, width, row, column)
-                )
+                process, (rows, width) = one.placement.rank(), one.shard_sizes
+                shards.append(Shard(table, found.sharding_type, found.compute_kernel, process, rows, width))
     return shards
 
 

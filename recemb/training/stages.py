@@ -29,7 +29,7 @@ from recemb.tables.registry import method_of
 from recemb.tables.structure import Structure
 from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import load_weights
-from recemb.training.evaluation import predict, progress_bar, rows_of
+from recemb.training.evaluation import in_order, predict, progress_bar, rows_of
 from recemb.training.metrics import binary_metrics
 from recemb.training.processes import is_first, on_first, rank, world_size
 from recemb.training.record import STRUCTURE, RunFolder
@@ -151,7 +151,7 @@ class Stages:
             labels, logits = predict(first.runs, batches, device)
             return on_first(lambda: binary_metrics(logits, labels)["auc"])
 
-        labels, _ = predict(first.runs, batches, device)
+        labels = in_order([(batch, batch.labels) for batch in batches])
         if not 0 < float(labels.mean()) < 1:
             raise RecembError(
                 f"the {len(labels)} validation rows that candidates are judged by are all of one class; raise "
@@ -175,13 +175,11 @@ class Stages:
         built = build(self.config, self.dataset, self.specs, packed)
         weights = [weight.data for weight in built.tables.weights]
         last = self.table.last_stage
-        if last.restarts:
-            structure.pack_into(weights, self._initial)
-            built.tables.write(weights)
-            return Start(built, self.config.trainer)
-        trained = [weight.detach() for weight in first.tables.weights]
-        structure.pack_into(weights, trained.__getitem__)
+        trained = [] if last.restarts else [weight.detach() for weight in first.tables.weights]
+        structure.pack_into(weights, self._initial if last.restarts else trained.__getitem__)
         built.tables.write(weights)
+        if last.restarts:
+            return Start(built, self.config.trainer)
         copy_backbone(first.model, built.model)
         trainer = self.config.trainer
         return Start(

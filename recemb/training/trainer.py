@@ -141,10 +141,10 @@ class Trainer:
 
     def evaluate(self, split: str) -> Evaluation:
         """Run the model over a split."""
-        self._set_training(False)
+        self.built.runs.eval()
         with together():
             found = evaluate(self.built.runs, self.dataset, split, self.config.eval_batch_size, self.device)
-        self._set_training(True)
+        self.built.runs.train()
         return found
 
     def close(self) -> None:
@@ -177,14 +177,11 @@ class Trainer:
                 pause = number in pauses or ends
                 if pause or len(self._unread) >= _STEPS_PER_LOOK:
                     self._read_losses(bar)
-                if pause:
-                    self.progress.train_seconds += time.perf_counter() - clock
-                    if self._validate():
-                        stopped = "early"
+                self.progress.train_seconds += time.perf_counter() - clock
+                if pause and self._validate():
+                    stopped = "early"
                 if stopped or ends:
                     break
-                if not pause:
-                    self.progress.train_seconds += time.perf_counter() - clock
                 self._keep_state(looked=not self._unread)
                 clock = time.perf_counter()
         in_full = self.progress.steps == self._batches * self.config.epochs
@@ -300,9 +297,6 @@ class Trainer:
             collection.method.resume(progress)
         self.progress = Progress(**note)
         return self.progress.steps
-
-    def _set_training(self, training: bool) -> None:
-        self.built.runs.train(training)
 
     def _best_in_words(self) -> str:
         return f"valid {self.config.monitor} {self.progress.best[self.config.monitor]:.4f}"

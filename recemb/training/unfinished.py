@@ -90,8 +90,8 @@ class Unfinished:
         def remove() -> None:
             needed = {self.best(best_step)}
             for path in self._states():
-                with contextlib.suppress(OSError, ValueError, KeyError):
-                    needed.add(self.best(json.loads((path / "note.json").read_text(encoding="utf-8"))["best_step"]))
+                with contextlib.suppress(RecembError, KeyError):
+                    needed.add(self.best(_read_note(path)["best_step"]))
             for path in self._folder.glob(f"{self._stage}-best-*"):
                 if path not in needed:
                     shutil.rmtree(path, ignore_errors=True)

@@ -8,27 +8,23 @@ import time
 from pathlib import Path
 
 
-def torchrun(
-    ranks: int, *command: str, cwd: Path | None = None, options: tuple[str, ...] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
+def launch(ranks: int) -> list[str]:
+    """What starts a script, or with `-m` a module, in so many processes."""
+    # Standalone is a free port for each launch.
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
+def torchrun(ranks: int, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a script, or with `-m` a module, in so many processes that use one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    if not any(option.startswith("--master") for option in options):
-        launch.append("--standalone")  # a free port for each launch
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launch, *options, *command],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
+        [*launch(ranks), *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
 
 
-def recemb_together(ranks: int, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def recemb_together(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run `recemb` with these arguments in so many processes."""
-    return torchrun(ranks, "-m", "recemb", *arguments, cwd=cwd, **environment)
+    return torchrun(ranks, "-m", "recemb", *arguments, cwd=cwd)
 
 
 def kill_when(pattern: Path, command: list[str], cwd: Path, *, child: int | None = None) -> tuple[str, float]:
@@ -58,6 +54,4 @@ def kill_when(pattern: Path, command: list[str], cwd: Path, *, child: int | None
 
 def training(ranks: int, *options: str) -> list[str]:
     """The command that trains in so many processes; one alone without torchrun."""
-    python = [sys.executable, "-m"]
-    launch = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    return [*(launch if ranks > 1 else python), "recemb", "train", *options]
+    return [*(launch(ranks) if ranks > 1 else [sys.executable]), "-m", "recemb", "train", *options]
