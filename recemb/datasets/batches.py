@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.fx._symbolic_trace import PHWithMeta
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
 
 from recemb.datasets.bags import Bags
 from recemb.datasets.columns import Columns, Rows, SplitFile
@@ -43,6 +45,25 @@ class Batch(NamedTuple):
             labels=self.labels.to(place, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that a GPU copies from by itself."""
+        return self._replace(
+            dense=self.dense.pin_memory(), sparse=self.sparse.pin_memory(), labels=self.labels.pin_memory()
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the batch's memory until a GPU's stream is done with it."""
+        for part in (self.dense, self.sparse, self.labels):
+            part.record_stream(stream)
+
+    def to_proxy_tuple(self, _: torch.nn.Module) -> tuple[PHWithMeta, ...]:
+        """Say to torchrec's pipelines which fields models take, in their order."""
+        return PHWithMeta("dense"), PHWithMeta("sparse")
+
+
+# torchrec's pipelines take it to the device.
+Pipelineable.register(Batch)
+
 
 class Batches:
     """One pass over a split, as often as it is iterated; `len` is the number of batches of the whole pass.
@@ -60,6 +81,7 @@ class Batches:
         window: rows held in memory when shuffling.
         share: (r, R), which of how many processes this is.
         start: the batch that iteration begins with.
+        pin_memory: give batches in memory that a GPU copies from by itself.
 
     Raises:
         RecembError: there is no such process, or no such batch to begin with.
@@ -75,6 +97,7 @@ class Batches:
         window: int,
         share: tuple[int, int] = (0, 1),
         start: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self._split = split
         self._keys = keys
@@ -85,6 +108,7 @@ class Batches:
         self._layouts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rank, self._ranks = share
         self._start = start
+        self._pin_memory = pin_memory
         if not 0 <= self._rank < self._ranks:
             raise RecembError(
                 f"share=({self._rank}, {self._ranks}) is out of range; it must be (rank, ranks) with 0 <= rank < ranks."
@@ -167,13 +191,14 @@ class Batches:
         return number < len(self) and self._span(number).begin < end
 
     def _batch(self, target: "_Target", span: "_Span") -> Batch:
-        return Batch(
+        batch = Batch(
             torch.from_numpy(target.dense),
             self._jagged(target) if target.bags else self._single_valued(target),
             torch.from_numpy(target.labels),
             span.total,
             span.counted,
         )
+        return batch.pin_memory() if self._pin_memory else batch
 
     def _single_valued(self, target: "_Target") -> KeyedJaggedTensor:
         """Put single ids (F, B) one feature after the other, with lengths and offsets that batches of a size share."""

@@ -120,6 +120,7 @@ class PreparedDataset:
         window: int = 1 << 20,
         share: tuple[int, int] = (0, 1),
         start: int = 0,
+        pin_memory: bool = False,
     ) -> Batches:
         """Return the batches of one pass over a split, or a process's share of each; iterate as often as you like.
 
@@ -136,6 +137,7 @@ class PreparedDataset:
                 [n * rank // ranks, n * (rank + 1) // ranks), in their order, and one more that does not count where
                 others have one more.
             start: the batch that iteration begins with; 0 to the number of batches, which stays that of all.
+            pin_memory: give batches in memory that a GPU copies from by itself; needs one.
 
         Raises:
             RecembError: there is no such split, or a number is out of range.
@@ -144,7 +146,7 @@ class PreparedDataset:
             raise RecembError(f"batch_size={batch_size} is too small; it must be 1 or more.")
         order = (seed, epoch) if shuffle else None
         keys = [f.name for f in self.features]
-        return Batches(self._split(split), keys, batch_size, order, drop_last, window, share, start)
+        return Batches(self._split(split), keys, batch_size, order, drop_last, window, share, start, pin_memory)
 
     def _split(self, split: str) -> SplitFile:
         if split not in self._splits:

@@ -74,6 +74,7 @@ class DLRM(torchrec_dlrm.DLRM):
             dense_arch_layer_sizes=[*config.bottom_layers, dim],
             over_arch_layer_sizes=[*config.top_layers, 1],
         )
+        self.numbers = numbers
         vectors = len(self.sparse_arch.sparse_feature_names) + numbers
         self.encoder = DenseEncoder(dense_sample, config.dense_bins, dim, config.init_std)
         self.inter_arch = PairwiseProducts(vectors)
@@ -97,7 +98,7 @@ class DLRM(torchrec_dlrm.DLRM):
     def head(self, dense_features: Tensor, vectors: Tensor) -> Tensor:
         """Predict from looked-up vectors; see `recemb.models.base.Backbone`."""
         scaled, bins = self.encoder(dense_features)
-        if not dense_features.shape[1]:
+        if not self.numbers:
             scaled = dense_features.new_ones(dense_features.shape[0], 1)
         vectors = torch.cat([vectors.unflatten(1, (-1, bins.shape[2])), bins], dim=1)
         first_order = vectors[:, :, 0].sum(dim=1)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from recemb.options import RecembError
 from recemb.tables.base import CompressedTable, PhysicalTable
-from recemb.tables.collection import BagConfig, bag_configs, check_in_range, id_ranges
+from recemb.tables.collection import BagConfig, bag_configs
+from recemb.tables.looking_up import check_in_range, id_ranges
 from recemb.tables.precision import empty_rows, pack_rows, read_rows
 
 

@@ -86,18 +86,18 @@ class _TogetherTables(nn.Module):
             found[f"{prefix}embedding_bags.{name}.weight"] = weight
         return found
 
-    def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Look rows up one by one; same arguments and result as `PlainTables.values`."""
-        lane = None
-        if self._packs:
-            of_rows = self._lanes.repeat_interleave(torch.tensor(counts, device=rows.device))
-            lane, rows = split_lanes(rows, of_rows)
-        stored = self._look_up_stored(rows, counts)
-        lanes = [None] * len(counts) if lane is None else lane.split(list(counts))
-        return [pick_lanes(*parts) for parts in zip(stored, self.widths, lanes, strict=True)]
+    def _split(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Turn row numbers (N,), so many of each lookup, into those of stored rows, and the lane of each in its row."""
+        if not self._packs:
+            return rows, None
+        repeats = torch.tensor(counts, device=rows.device)
+        lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats, output_size=len(rows)))
+        return rows, lane
 
-    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        raise NotImplementedError
+    def _pick(self, stored: list[Tensor], lane: Tensor | None) -> list[Tensor]:
+        """Take the rows (n, d) out of the stored rows (n, w) of each lookup."""
+        lanes = [None] * len(stored) if lane is None else lane.split([len(one) for one in stored])
+        return [pick_lanes(*parts) for parts in zip(stored, self.widths, lanes, strict=True)]
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory once, with the padding of stored rows."""
@@ -123,8 +123,10 @@ class ReplicatedTables(_TogetherTables):
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
         return cast(Tensor, self._stored(rows, offsets))
 
-    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        return self._stored.values(rows, counts)
+    def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Look rows up one by one; same arguments and result as `PlainTables.values`."""
+        rows, lane = self._split(rows, counts)
+        return self._pick(self._stored.values(rows, counts), lane)
 
     def read(self, name: str) -> Tensor:
         """Give the weight (rows, dim) of a table, a view of what is trained."""
@@ -179,6 +181,7 @@ class ShardedTables(_TogetherTables):
     """
 
     def _hold(self, stored: list[PhysicalTable], lookup_tables: Sequence[int], by_value: bool) -> None:
+        self._by_value = by_value
         # A key is never met with other lookups: a sharded collection remembers the order of its first batch.
         self._keys = [f"lookup{number}" for number in range(len(lookup_tables))]
         readers = [
@@ -228,30 +231,52 @@ class ShardedTables(_TogetherTables):
             row, column = where.shard_offsets
             init_uniform_(values, table.init_std, table.name, seed, size=(table.rows, table.dim), at=(row, column))
 
-    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
-        bags = (offsets.numel() - 1) // len(self._keys)
-        features = KeyedJaggedTensor(keys=self._keys, values=rows, lengths=offsets.diff(), stride=bags)
-        found = self.collections[0](features)
-        if found.keys() == self._keys:
-            return cast(Tensor, found.values())
-        by_key = found.to_dict()  # sharded collections have an order of their own
-        return torch.cat([by_key[key] for key in self._keys], dim=1)
+    def ask(self, rows: Tensor, offsets: Tensor | None, counts: Sequence[int] | None) -> "Shared":
+        """Write what is looked up as the collections take it; `forward` and then `in_order` make the result of it.
 
-    def _look_up_stored(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        Args:
+            rows: (N,) int64 row numbers, lookup after lookup.
+            offsets: (L * B + 1,) int64 where each bag begins in `rows`; None where rows are looked up one by one.
+            counts: how many rows each lookup has; None where rows are looked up in bags.
+        """
+        if offsets is not None:
+            bags = (offsets.numel() - 1) // len(self._keys)
+            return Shared([KeyedJaggedTensor(self._keys, rows, lengths=offsets.diff(), stride=bags)], None)
+        assert counts is not None
+        rows, lane = self._split(rows, counts)
         parts = rows.split(list(counts))
-        found: dict[int, Tensor] = {}
-        for group, collection in zip(self._groups, self.collections, strict=True):
-            features = KeyedJaggedTensor(
+        features = [
+            KeyedJaggedTensor(
                 keys=[self._keys[lookup] for lookup in group],
                 values=torch.cat([parts[lookup] for lookup in group]),
                 lengths=torch.tensor([counts[lookup] for lookup in group], device=rows.device),
                 stride=1,
             )
-            by_key = collection(features)
+            for group in self._groups
+        ]
+        return Shared(features, lane)
+
+    def forward(self, asked: "Shared") -> list[Any]:
+        """Give what each collection finds."""
+        return [collection(asked.features[number]) for number, collection in enumerate(self.collections)]
+
+    def in_order(self, found: list[Any], asked: "Shared") -> Tensor | list[Tensor]:
+        """Put what the collections found in the order of the lookups.
+
+        Returns:
+            What `PlainTables.forward` gives, or, where rows are looked up one by one, `PlainTables.values`.
+        """
+        if not self._by_value:
+            (pooled,) = found
+            if pooled.keys() == self._keys:
+                return cast(Tensor, pooled.values())
+            by_key = pooled.to_dict()  # sharded collections have an order of their own
+            return torch.cat([by_key[key] for key in self._keys], dim=1)
+        stored: dict[int, Tensor] = {}
+        for group, by_key in zip(self._groups, found, strict=True):
             for lookup in group:
-                found[lookup] = by_key[self._keys[lookup]].values()
-        return [found[lookup] for lookup in range(len(counts))]
+                stored[lookup] = by_key[self._keys[lookup]].values()
+        return self._pick([stored[lookup] for lookup in range(len(self._keys))], asked.lane)
 
     def read(self, name: str) -> Tensor:
         """Gather the weight (rows, dim) of a table, a copy; all processes must call it together."""
@@ -293,6 +318,18 @@ class ShardedTables(_TogetherTables):
     def bytes_here(self) -> int:
         """Bytes of rows and accumulators that this process holds."""
         return self._held
+
+
+class Shared(NamedTuple):
+    """What processes that share tables ask of each other.
+
+    Attributes:
+        features: for each collection the stored rows that are looked up.
+        lane: (N,) where in its stored row each row lies, lookup after lookup; None if stored rows are rows.
+    """
+
+    features: list[KeyedJaggedTensor]
+    lane: Tensor | None
 
 
 def _collection(tables: list[tuple[PhysicalTable, list[str]]], by_value: bool) -> nn.Module:

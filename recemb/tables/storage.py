@@ -252,8 +252,8 @@ class FusedTables(nn.Module):
         repeats = torch.tensor(counts, device=rows.device)
         lane = None
         if self._packs:
-            lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats))
-        rows = rows + self._first.repeat_interleave(repeats)
+            lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats, output_size=len(rows)))
+        rows = rows + self._first.repeat_interleave(repeats, output_size=len(rows))
         found: list[Tensor] = []
         start = 0
         for kernel, (batched, here) in enumerate(zip(self._batched, self._lookups_of_kernel, strict=True)):

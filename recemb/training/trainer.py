@@ -1,29 +1,31 @@
 """The training loop: batches through a model, evaluation on validation rows, the best weights and the state kept."""
 
+import itertools
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
 from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.sharded import ShardedTables
 from recemb.training.build import Built, trained_beside_rows
 from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.evaluation import Evaluation, evaluate, progress_bar, rows_of
 from recemb.training.optimizers import Optimizers
 from recemb.training.processes import is_first, mean_over_processes, on_first, rank, together, world_size
 from recemb.training.record import CHECKPOINT, UNFINISHED
+from recemb.training.steps import Steps
 from recemb.training.trainer_config import TrainerConfig
 from recemb.training.unfinished import Unfinished
 
@@ -102,6 +104,10 @@ class Trainer:
         self.optimizers = Optimizers(
             trained_beside_rows(built.model), self.collections, config.lr, config.weight_decay, config.table_lr
         )
+        sharded = any(isinstance(one.tables, ShardedTables) for one in self.collections)
+        self.steps = Steps(
+            built, self.collections, self.optimizers, self.device, world_size(), pipelined=config.pipelined(sharded)
+        )
         self._writer: SummaryWriter | None = None
         self._unread: list[Tensor] = []
         self._kept_at = time.monotonic()
@@ -141,6 +147,7 @@ class Trainer:
 
     def evaluate(self, split: str) -> Evaluation:
         """Run the model over a split."""
+        self.steps.pause()
         self.built.runs.eval()
         with together():
             found = evaluate(self.built.runs, self.dataset, split, self.config.eval_batch_size, self.device)
@@ -164,11 +171,11 @@ class Trainer:
         with progress_bar(
             min(rows, int(self._total) * self.config.batch_size), self.stage or "train", initial=self.progress.rows
         ) as bar:
+            batches = itertools.islice(self._batches_from(start), int(self._total) - start)
             clock = time.perf_counter()
-            for epoch, number, batch in self._batches_from(start):
-                if self.config.schedule == "linear":
-                    self.optimizers.scale_rates(1 - self.progress.steps / self._total)
-                self._step(batch)
+            while (batch := self._step(batches)) is not None:
+                epoch, number = divmod(self.progress.steps - 1, self._batches)
+                number += 1
                 self.progress.epochs = epoch + number / self._batches
                 for collection in self.collections:
                     collection.method.after_step(partial(_weights_of, collection), self.progress.epochs)
@@ -184,29 +191,33 @@ class Trainer:
                     break
                 self._keep_state(looked=not self._unread)
                 clock = time.perf_counter()
+        self.steps.pause()
         in_full = self.progress.steps == self._batches * self.config.epochs
         self.progress.stopped = stopped or ("epochs" if in_full else "steps")
 
-    def _batches_from(self, step: int) -> Iterator[tuple[int, int, Batch]]:
-        """Give the batches after so many steps, each with its epoch and its number in it, from 1."""
+    def _batches_from(self, step: int) -> Iterator[Batch]:
+        """Give the batches after so many steps."""
         for epoch in range(step // self._batches, self.config.epochs):
-            start = step % self._batches if epoch == step // self._batches else 0
-            batches = self.dataset.batches(
+            yield from self.dataset.batches(
                 "train", self.config.batch_size, shuffle=True, seed=self.seed, epoch=epoch,
-                share=(rank(), world_size()), start=start,
+                share=(rank(), world_size()), start=step % self._batches if epoch == step // self._batches else 0,
+                pin_memory=self.device.type == "cuda",
             )  # fmt: skip
-            for number, batch in enumerate(batches, start=start + 1):
-                yield epoch, number, batch
 
-    def _step(self, batch: Batch) -> None:
-        batch = batch.to(self.device)
+    def _step(self, batches: Iterator[Batch]) -> Batch | None:
+        """Take a step, and give its batch; None after the last one."""
+        if self.config.schedule == "linear":
+            self.optimizers.scale_rates(1 - self.progress.steps / self._total)
         # What is random in a step depends on the step and the process, so that a run that was broken off goes on the
         # same on as many processes.
         torch.manual_seed(hash((self.seed, self.progress.steps, rank())) & (2**63 - 1))
-        loss = train_on(batch, self.built, self.collections, self.optimizers, world_size())
+        if (done := self.steps.take(batches)) is None:
+            return None
+        batch, loss = done
         self.progress.steps += 1
         self.progress.rows += rows_of(batch)
         self._unread.append(loss)
+        return batch
 
     def _read_losses(self, bar: "tqdm[Any]") -> None:
         """Look at the losses of the steps since the last look: show them, and stop where one is no number."""
@@ -277,6 +288,7 @@ class Trainer:
         if not due and looked and minutes is not None:
             due = on_first(lambda: time.monotonic() - self._kept_at > minutes * 60)
         if due:
+            self.steps.pause()
             note = asdict(self.progress) | {"methods": [one.method.progress() for one in self.collections]}
             self.unfinished.save(self.progress.steps, self._state(), note)
             self._kept_at = time.monotonic()
@@ -300,35 +312,6 @@ class Trainer:
 
     def _best_in_words(self) -> str:
         return f"valid {self.config.monitor} {self.progress.best[self.config.monitor]:.4f}"
-
-
-def train_on(
-    batch: Batch,
-    built: Built,
-    collections: Sequence[CompressedEmbeddingBagCollection],
-    optimizers: Optimizers,
-    processes: int = 1,
-) -> Tensor:
-    """Take one step, so many processes together, each with its part of the batch.
-
-    Returns:
-        The loss before it, detached; its mean over the processes is that of the whole batch.
-    """
-    logits, counted = built.runs(batch.dense, batch.sparse), batch.counted
-    if processes == 1:
-        loss = F.binary_cross_entropy_with_logits(logits, batch.labels)
-    else:
-        # Gradients are averaged over processes, which may have differently many rows that count, or none.
-        loss = F.binary_cross_entropy_with_logits(logits[:counted], batch.labels[:counted], reduction="sum")
-        loss = loss * (processes / rows_of(batch))
-    objective = loss
-    for collection in collections:
-        if (penalty := collection.method.penalty()) is not None:
-            objective = objective + penalty
-    optimizers.zero_grad()
-    objective.backward()
-    optimizers.step()
-    return loss.detach()
 
 
 def _weights_of(collection: CompressedEmbeddingBagCollection) -> list[Tensor]:

@@ -39,6 +39,11 @@ class TrainerConfig:
     cache_share: float | None = option(
         None, "share of a sharded table's rows that a GPU keeps at hand, the others in the host's memory; null for all"
     )
+    pipeline: bool | None = option(
+        None,
+        "turn the next batch's ids into rows, and share them out over the processes, while one is trained on; null for "
+        "where tables are sharded over GPUs",
+    )
     checkpoint_minutes: float | None = option(
         10.0, "minutes after which the state is kept, to go on from with resume=true; null for never"
     )
@@ -68,12 +73,21 @@ class TrainerConfig:
             raise RecembError(f"trainer.schedule={self.schedule} is not known; choose linear or constant.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise RecembError(f"trainer.device={self.device} is not known; choose auto, cpu or cuda.")
+        if self.pipeline and self.sharding in ("none", "data_parallel"):
+            raise RecembError(
+                f"trainer.pipeline=true is for sharded tables, not for trainer.sharding={self.sharding}; take auto, "
+                "table_wise, row_wise or column_wise."
+            )
         self.fused_optimizer().kwargs()
         check_sharding(self.sharding, self.fused_optimizer(), self.cache_share)
 
     def fused_optimizer(self) -> FusedOptimizer:
         """The optimizer of the tables' rows."""
         return FusedOptimizer(self.table_optimizer, self.table_lr, self.table_eps)
+
+    def pipelined(self, sharded: bool) -> bool:
+        """Whether steps overlap, given whether tables are sharded, which they are not without torchrun."""
+        return sharded and (self.torch_device().type == "cuda" if self.pipeline is None else self.pipeline)
 
     def torch_device(self) -> torch.device:
         """The device that `device` stands for on this machine."""
@@ -84,5 +98,13 @@ class TrainerConfig:
         return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
-FREE_TO_CHANGE = ("device", "sharding", "cache_share", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints")
+FREE_TO_CHANGE = (
+    "device",
+    "sharding",
+    "cache_share",
+    "pipeline",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep_checkpoints",
+)
 """Options that an unfinished run may be resumed with others of: they decide where it runs, and not what comes of it."""

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,11 +31,25 @@ from recemb.training.build import Built, trained_beside_rows
 from recemb.training.optimizers import Optimizers
 from recemb.training.processes import mean_over_processes, rank, world_size
 from recemb.training.sharding import check_sharding, held_as_asked, spread
-from recemb.training.trainer import train_on
+from recemb.training.steps import Steps
 
-STEPS, ROWS, NUMBERS = 5, 13, 3
+STEPS, ROWS, NUMBERS, PAUSED_AFTER = 5, 13, 3, 2
 CPU = torch.device("cpu")
 SHARDINGS = ["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
+
+
+class Case(NamedTuple):
+    variant: Variant
+    sharding: str
+    optimizer: str
+    multi: bool
+    learning: bool
+    pipelined: bool
+
+    @property
+    def name(self) -> str:
+        words = [self.variant.name, self.sharding, self.optimizer, "multi" if self.multi else "single"]
+        return " ".join([*words, *["learning"] * self.learning, *["pipelined"] * self.pipelined])
 
 
 def table_of(variant: Variant, specs: list[TableSpec], learning: bool) -> TableConfig | CompressedTable:
@@ -70,25 +84,47 @@ def build(specs: list[TableSpec], table: TableConfig | CompressedTable, optimize
     return built, Optimizers(trained_beside_rows(model), [tables], 0.01, 0.0, optimizer.lr)
 
 
-def train(built: Built, optimizers: Optimizers, specs: list[TableSpec], process: int, processes: int) -> Tensor:
+def train(
+    built: Built,
+    optimizers: Optimizers,
+    specs: list[TableSpec],
+    process: int,
+    processes: int,
+    *,
+    pipelined: bool = False,
+) -> Tensor:
     losses = []
+    batches = (batch_of(specs, step, process, processes) for step in range(STEPS))
+    steps = Steps(built, [built.tables], optimizers, CPU, processes, pipelined=pipelined)
     for step in range(STEPS):
         optimizers.scale_rates(1 - step / 10)
-        losses.append(train_on(batch_of(specs, step, process, processes), built, [built.tables], optimizers, processes))
+        _, loss = steps.take(batches)
+        losses.append(loss)
         built.tables.method.after_step(lambda: built.tables.weights, (step + 1) / STEPS)
+        if step == PAUSED_AFTER:
+            steps.pause()
+            look = batch_of(specs, STEPS, process, processes)
+            with torch.no_grad():
+                losses.append(mean_of_counted(built.runs(look.dense, look.sparse), look, processes))
+    steps.pause()
+    assert steps.take(batches) is None
     return torch.stack(losses)
 
 
-def compare(
-    variant: Variant, sharding: str, optimizer: FusedOptimizer, multi: bool, learning: bool
-) -> dict[str, float]:
+def mean_of_counted(logits: Tensor, batch: Batch, processes: int) -> Tensor:
+    """What each process adds to the mean of all logits of a batch, times the processes."""
+    return logits[: batch.counted].sum() / ROWS * processes
+
+
+def compare(case: Case) -> dict[str, float]:
+    variant, optimizer, learning = case.variant, FusedOptimizer(case.optimizer, 0.02, 1e-4), case.learning
     # OptEmbed's supernet draws a width for each vector, and each process draws for itself: 1 leaves nothing to chance.
     dim = 1 if learning and variant.method == "optembed" else 16
-    specs = make_specs(dim, max_length=None if multi else 1)
-    check_sharding(sharding, optimizer, None)
+    specs = make_specs(dim, max_length=None if case.multi else 1)
+    check_sharding(case.sharding, optimizer, None)
     table = table_of(variant, specs, learning)
-    together, its = build(specs, table, optimizer, sharding)
-    mine = train(together, its, specs, rank(), world_size())
+    together, its = build(specs, table, optimizer, case.sharding)
+    mine = train(together, its, specs, rank(), world_size(), pipelined=case.pipelined)
     losses = mean_over_processes(mine)
     states = its.tensors(together.model)
     table = table_of(variant, specs, learning)
@@ -125,43 +161,37 @@ def shards_differ(found: object, whole: Tensor) -> float:
     return worst_here
 
 
-def cases(only: list[str]) -> Iterator[tuple[Variant, str, str, bool, bool]]:
-    """Which variants, shardings, optimizers, bags or single ids, and stages: those whose names hold all words.
-
-    `chosen` stands for what a test has time for.
-    """
-    for variant, sharding, optimizer, multi, learning in itertools.product(
-        VARIANTS, SHARDINGS, ("rowwise_adagrad", "adagrad", "sgd"), (False, True), (False, True)
+def cases(only: list[str]) -> Iterator[Case]:
+    """Those whose names hold all words; `chosen` stands for what a test has time for."""
+    for values in itertools.product(
+        VARIANTS, SHARDINGS, ("rowwise_adagrad", "adagrad", "sgd"), (False, True), (False, True), (False, True)
     ):
-        if learning and not isinstance(variant.config(), PrunedConfig):
+        case = Case(*values)
+        if case.learning and not isinstance(case.variant.config(), PrunedConfig):
             continue
-        case = name_of(variant, sharding, optimizer, multi, learning)
+        if case.pipelined and case.sharding == "data_parallel":
+            continue
         if only == ["chosen"]:
-            wanted = {"column_wise": "adagrad", "auto": "sgd"}.get(sharding, "rowwise_adagrad")
-            refused = sharding == "column_wise" and optimizer == "rowwise_adagrad" and not multi
-            bags = multi or (sharding == "row_wise" and not learning)
-            if refused or (optimizer == wanted and bags):
-                yield variant, sharding, optimizer, multi, learning
-        elif all(word in case.split() for word in only):
-            yield variant, sharding, optimizer, multi, learning
-
-
-def name_of(variant: Variant, sharding: str, optimizer: str, multi: bool, learning: bool) -> str:
-    bags = "multi" if multi else "single"
-    return f"{variant.name} {sharding} {optimizer} {bags}" + (" learning" if learning else "")
+            wanted = {"column_wise": "adagrad", "auto": "sgd"}.get(case.sharding, "rowwise_adagrad")
+            refused = case.sharding == "column_wise" and case.optimizer == "rowwise_adagrad" and not case.multi
+            bags = case.multi or (case.sharding == "row_wise" and not case.learning)
+            pipelined = case.pipelined == (case.sharding in ("auto", "row_wise"))
+            if pipelined and (refused or (case.optimizer == wanted and bags)):
+                yield case
+        elif all(word in case.name.split() for word in only):
+            yield case
 
 
 def main() -> None:
     torch.set_num_threads(1)
     processes.join()
-    for variant, sharding, optimizer, multi, learning in cases(sys.argv[1:]):
+    for case in cases(sys.argv[1:]):
         found: dict[str, Any]
         try:
-            found = compare(variant, sharding, FusedOptimizer(optimizer, 0.02, 1e-4), multi, learning)
+            found = compare(case)
         except RecembError as error:
             found = {"refused": str(error)}
-        case = name_of(variant, sharding, optimizer, multi, learning)
-        sys.stdout.write(json.dumps({"case": case, "process": rank(), **found}) + "\n")
+        sys.stdout.write(json.dumps({"case": case.name, "process": rank(), **found}) + "\n")
         sys.stdout.flush()
     processes.leave()
 

@@ -18,6 +18,7 @@ def found() -> dict[str, list[dict[str, Any]]]:
     """What each process found in each case."""
     done = torchrun(2, str(Path(__file__).parent / "parity_worker.py"), "chosen")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "were not pipelined" not in done.stderr  # which torchrec leaves at a warning
     cases = defaultdict(list)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
@@ -47,3 +48,4 @@ def test_every_method_was_tried_with_bags_and_while_it_learns_what_to_keep(found
     words = [case.split() for case in found]
     assert {one[0] for one in words if "multi" in one} == {variant.name for variant in VARIANTS}
     assert {one[0] for one in words if "learning" in one} >= {"optembed", "pep", "magnitude"}
+    assert {one[0] for one in words if "pipelined" in one} == {variant.name for variant in VARIANTS}
