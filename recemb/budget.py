@@ -9,6 +9,11 @@ from recemb.options import RecembError
 
 FLOAT32_BYTES = 4
 
+
+class TooSmallBudgetError(RecembError):
+    """No size of a method is within the budget."""
+
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NUMBER = re.compile(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?|\d{1,20}/\d{1,20}", re.ASCII)
@@ -64,11 +69,11 @@ def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: 
         The knob's value, in `smallest..largest`.
 
     Raises:
-        RecembError: even the smallest value is over the budget; the sentence names the least possible budget.
+        TooSmallBudgetError: even the smallest value is over the budget; the sentence names the least possible budget.
     """
     least = bytes_of(smallest)
     if least > budget_bytes:
-        raise RecembError(
+        raise TooSmallBudgetError(
             f"{what} cannot be made as small as {format_bytes(budget_bytes)} ({budget_bytes:,} bytes): "
             f"the least possible is {least:,} bytes ({format_bytes(least)}). Give a budget of at least that."
         )

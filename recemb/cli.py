@@ -6,7 +6,6 @@ import datetime
 import errno
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -21,17 +20,17 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
+from recemb.budget import TooSmallBudgetError
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.options import RecembError, options_of
 from recemb.plan import table_specs
 from recemb.record import RECORD
+from recemb.sweep import Outcome, SideBySide, register_launcher
 from recemb.tables.registry import config_from_dict, get_table
 from recemb.training import processes
 from recemb.training.sharding import plan_lines, planned
@@ -102,27 +101,28 @@ def _resumed(arguments: list[str]) -> list[str]:
     return [*again, *rest, "resume=true", f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
 
 
-def _train_job(composed: Any) -> None:
+def _train_job(composed: Any) -> Outcome:
     from recemb.training import train
+    from recemb.training.record import read_status
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     overrides = list(job.overrides.task)
     if not processes.is_first():
         logging.getLogger("recemb").setLevel(logging.ERROR)  # the first process says it all
-    elif job.mode == RunMode.MULTIRUN:
-        print(f"\n[{int(job.job.num) + 1}{_of_jobs_in_sweep(job)}] {' '.join(overrides)}", file=sys.stderr)
     config = to_run_config(composed)
+    fresh = read_status(folder) != "completed"
     # A command that repeats the run does not go on with it.
     command = shlex.join(["recemb", "train", *(one for one in overrides if not one.startswith("resume="))])
     record = train(config, folder, command, _asked_of_data(overrides))
     if not processes.is_first():
-        return
+        return Outcome(record=record, fresh=fresh)
     test = record["metrics"]["test"]
     print(
         f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
         f"({1 / record['kept']:.1f}x smaller), {record['seconds']:.0f} s: {folder}"
     )
+    return Outcome(record=record, fresh=fresh)
 
 
 def _prepare(arguments: list[str]) -> int:
@@ -193,6 +193,29 @@ def _plan_job(composed: Any, as_json: bool) -> None:
         print("\n".join([plan_text(plan), *(["", *plan_lines(sharing)] if sharing else [])]), flush=True)
 
 
+def _inspect(arguments: list[str]) -> int:
+    from recemb.inspection.arguments import read_arguments
+
+    asked = read_arguments(arguments)
+    return _with_hydra("plan", asked.options, partial(_inspect_job, asked=asked))
+
+
+def _inspect_job(composed: Any, asked: Any) -> None:
+    from recemb.datasets import PreparedDataset
+    from recemb.inspection.inspection import inspect
+    from recemb.inspection.page import make_folder, write_inspection
+    from recemb.inspection.text import inspection_text
+
+    if asked.out is not None:
+        make_folder(asked.out)
+    inspection = inspect(PreparedDataset.open(asked.dataset), to_plan_config(composed), with_plan=asked.with_plan)
+    page = None if asked.out is None else write_inspection(inspection, asked.out)
+    if asked.as_json:
+        print(json.dumps(inspection.to_dict(), indent=2, allow_nan=False), flush=True)
+    else:
+        print("\n".join([inspection_text(inspection), *(["", str(page.resolve())] if page else [])]), flush=True)
+
+
 def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="recemb report",
@@ -202,12 +225,43 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="folder with runs at any depth")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first DIR)")
     parser.add_argument("--title", help="title of the page")
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="what points are compared with: full, a point ('hashing 1/16'), or a series or method (hashing), whose "
+        "table of the same budget is meant (default: full where there is one)",
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        action="append",
+        default=[],
+        metavar="AUC",
+        help="test AUC to look the fewest bytes up for; may be repeated (default: 0.001, 0.005 and 0.01 below full)",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of earlier runs: says point by point what changed since, also in changes.csv; may be repeated",
+    )
     options = parser.parse_args(arguments)
     from recemb.report import write_report
 
-    report = write_report(options.dirs, options.out or options.dirs[0], options.title)
+    report = write_report(
+        options.dirs,
+        options.out or options.dirs[0],
+        options.title,
+        baseline=options.baseline,
+        targets=options.target,
+        before=options.before,
+    )
     for left_out in report.left_out:
         print(f"not in the charts: {left_out.run}: {left_out.reason}", file=sys.stderr)
+    for sentence in report.changed:
+        print(sentence)
     print(f"{report.runs} runs, {report.points} points: {report.html.resolve()}")
     return _OK
 
@@ -272,6 +326,7 @@ def _tables(arguments: list[str]) -> int:
 
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
+    "inspect": _inspect,
     "plan": _plan,
     "train": _train,
     "compress": _compress,
@@ -283,30 +338,17 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 _SCHEMAS: dict[str, type] = {"prepare": PrepareConfig, "plan": PlanConfig, "train": RunConfig}
 
 
-def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> int:
+def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], Outcome | None]) -> int:
     """Let Hydra compose the configuration of each job and run them; one that fails does not end a sweep."""
     register_configs()
+    register_launcher(_tell)
     OmegaConf.register_new_resolver("recemb_slug", _slug, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here and not as Hydra's own report
-    failures: list[str] = []
-    reader_gone: list[BrokenPipeError] = []
+    alone: list[Outcome] = []
 
-    def one_job(composed: Any) -> None:
-        try:
-            job(composed)
-        except processes.ToldElsewhereError as error:
-            failures.append(str(error))
-        except BrokenPipeError as error:
-            reader_gone.append(error)  # raised past Hydra, which would report it
-        except (RecembError, OmegaConfBaseException, OSError) as error:
-            failures.append(_in_one_sentence(error, verb))
-            _say(failures[-1])
-        except Exception as error:
-            # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
-            failures.append(repr(error))
-            traceback.print_exc()
-        if failures and processes.world_size() > 1:
-            raise SystemExit(_FAILED)  # the others may be at another point, and there is no going on together
+    def one_job(composed: Any) -> Outcome:
+        alone.append(_outcome(composed, verb, job))
+        return alone[-1]
 
     sys.argv = [f"recemb {verb}", *_flags_first(arguments)]
     try:
@@ -315,11 +357,35 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], None]) -> 
         if isinstance(error, (RecembError, OmegaConfBaseException)):
             raise
         raise RecembError(f"Hydra cannot compose this: {str(error).splitlines()[0]}") from error
-    if reader_gone:
-        raise reader_gone[0]
-    if len(failures) > 1:
-        _say(f"{len(failures)} jobs failed.")
-    return _FAILED if failures else _OK
+    outcomes = SideBySide.outcomes or alone
+    if any(outcome.reader_gone for outcome in outcomes):
+        raise BrokenPipeError
+    failures = [outcome for outcome in outcomes if outcome.failure is not None]
+    # Which methods can be how small is what a sweep over several shows.
+    serious = [outcome for outcome in failures if not outcome.impossible or len(failures) == len(outcomes)]
+    if len(serious) > 1:
+        _say(f"{len(serious)} jobs failed.")
+    return _FAILED if serious else _OK
+
+
+def _outcome(composed: Any, verb: str, job: Callable[[Any], Outcome | None]) -> Outcome:
+    """Run one job, and say what failed."""
+    try:
+        return job(composed) or Outcome()
+    except processes.ToldElsewhereError as error:
+        failed = Outcome(str(error))
+    except BrokenPipeError as error:
+        return Outcome(str(error), reader_gone=True)  # raised past Hydra, which would report it
+    except (RecembError, OmegaConfBaseException, OSError) as error:
+        failed = Outcome(_in_one_sentence(error, verb), impossible=isinstance(error, TooSmallBudgetError))
+        _say(failed.failure or "")
+    except Exception as error:
+        # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
+        failed = Outcome(repr(error))
+        traceback.print_exc()
+    if processes.world_size() > 1:
+        raise SystemExit(_FAILED)  # the others may be at another point, and there is no going on together
+    return failed
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -349,23 +415,16 @@ _FLAGS_WITH_VALUE = (
 )  # fmt: skip
 
 
-def _of_jobs_in_sweep(job: Any) -> str:
-    """Write "/18" where the sweep on this command line has 18 runs, and nothing where only Hydra could tell."""
-    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-    try:
-        parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(given)}
-        for key, value in (job.sweeper.params or {}).items():
-            if key not in parsed:
-                (parsed[key],) = OverridesParser.create().parse_overrides([f"{key}={value}"])
-        sweeps = [override for override in parsed.values() if override.is_sweep_override()]
-        return f"/{math.prod(sum(1 for _ in sweep.sweep_string_iterator()) for sweep in sweeps)}"
-    except HydraException:
-        return ""
+def _slug(*parts: Any) -> str:
+    """Name a sweep's run folder after its number, if given, and what it varies, in characters for any file system."""
+    *number, overrides = parts
+    return "".join(f"{int(one):03d}-" for one in number) + re.sub(r"[^A-Za-z0-9.,=_+-]+", "_", str(overrides))[:120]
 
 
-def _slug(number: Any, overrides: str) -> str:
-    """Name a sweep's run folder after what it varies, in characters that every file system takes."""
-    return f"{int(number):03d}-" + re.sub(r"[^A-Za-z0-9.,=_+-]+", "_", str(overrides))[:120]
+def _tell(line: str) -> None:
+    """Show a line to whoever waits, in one of the processes that take part."""
+    if processes.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _say(sentence: str, status: int = _FAILED) -> int:

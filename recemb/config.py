@@ -16,6 +16,7 @@ from recemb.budget import parse_budget
 from recemb.datasets import DATASETS, DatasetConfig
 from recemb.models import MODELS, ModelConfig
 from recemb.options import RecembError, option
+from recemb.sweep import SideBySideConf
 from recemb.tables.base import TableConfig
 from recemb.tables.precision import PRECISIONS, check_precision
 from recemb.tables.registry import config_from_dict, list_tables, method_of
@@ -140,6 +141,7 @@ def register_configs() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="plan_schema", node=PlanConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(group="hydra/launcher", name="side_by_side", node=SideBySideConf)
     for group, classes in GROUPS.items():
         for name, node in classes.items():
             store.store(group=group, name=name, node=node)

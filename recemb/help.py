@@ -19,6 +19,7 @@ OVERVIEW = """recemb: embedding-table compression for recommenders
 
   recemb prepare dataset=criteo dataset.source=train.txt dataset.path=data/criteo
                                     raw text to a memory-mapped data set
+  recemb inspect data/criteo        say which features hold the bytes, what is rare, unseen, drifting or telling
   recemb plan table=hashing budget=1/16
                                     show what a method would hold; allocates nothing
   recemb train table=hashing budget=1/16
@@ -36,7 +37,10 @@ _TRAIN_HEAD = """Train one model, or a sweep of them with -m.
 
   recemb train dataset=criteo dataset.path=data/criteo table=hashing budget=1/16 seed=0 hydra.run.dir=runs/x
   recemb train -m table=frequency,hashing budget=1/4,1/16 seed=0,1,2 hydra.sweep.dir=runs/sweep
-  recemb train -m experiment=baselines dataset=criteo dataset.path=data/criteo
+  recemb train -m experiment=tradeoff dataset=criteo dataset.path=data/criteo
+
+experiment=tradeoff sweeps all methods at four budgets; given again, it goes on where it was stopped. A sweep makes
+hydra.launcher.jobs runs at a time (1; null: one for each core), in folders of hydra.sweep.dir.
 
 Every option is given as name=value. --cfg job prints the composed configuration, --hydra-help what Hydra adds.
 """

@@ -242,7 +242,7 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]):
     ("arguments", "said"),
     [
         (["table=hashin"], "there is no table 'hashin'. Known: compositional, "),
-        (["dataset=nope"], "there is no dataset 'nope'. Known: criteo, criteo_kaggle_shape, "),
+        (["dataset=nope"], "there is no dataset 'nope'. Known: avazu, criteo, criteo_kaggle_shape, "),
         (
             ["table.rowz=3"],
             "there is no option 'table.rowz'. Did you mean table.rows? `recemb plan --help` lists them.",

@@ -16,6 +16,7 @@ import numpy as np
 from recemb.datasets.bags import Bags
 from recemb.datasets.spelling import AsTheyAre, Decimal, Numbers, Spelling
 from recemb.datasets.splits import PROTOCOLS
+from recemb.datasets.text_index import HashedTexts
 from recemb.options import RecembError, option
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class RawChunk(NamedTuple):
         position: how much of the source is read once this chunk is, in the source's unit.
         probability: (n,) float64, the true probability of a 1 where the source knows it.
         bags: M bags of uint32 tokens (`Bags.of(tokens, lengths)`); a missing value is an empty bag.
+        texts: where values are texts, F + M lists of those in this chunk, and tokens are places in these lists: tokens
+            of the whole data set are made of them when rows are parked.
+        split: (n,) what `RowSource.split_by` says, of the type that `split_columns.KINDS` has for it.
     """
 
     labels: np.ndarray
@@ -45,6 +49,8 @@ class RawChunk(NamedTuple):
     position: int
     probability: np.ndarray | None = None
     bags: tuple[Bags, ...] = ()
+    texts: tuple[HashedTexts, ...] = ()
+    split: np.ndarray | None = None
 
 
 class RowSource(ABC):
@@ -58,6 +64,10 @@ class RowSource(ABC):
         total: the length of the source in `unit`, for progress.
         unit: "B" or "row".
         knows_probability: every chunk carries the true probability.
+        protocol: name of the split where the source decides it, and not `DatasetConfig.protocol`.
+        split_by: what `RawChunk.split` of every chunk says, a kind of `split_columns`; "" = the protocol decides.
+        split_shown: what to call that column in a sentence.
+        transforms: kind of the transform of each dense feature, where the data set's class does not say it all.
         skipped: rows left out so far, by reason.
     """
 
@@ -68,9 +78,13 @@ class RowSource(ABC):
     total: int
     unit: str
     knows_probability: bool = False
+    protocol: str = ""
+    split_by: str = ""
+    split_shown: str = ""
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
+        self.transforms: dict[str, str] = {}
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -87,6 +101,9 @@ class DatasetConfig:
     """Options that every data set has."""
 
     name: ClassVar[str]
+    protocols: ClassVar[tuple[str, ...]] = tuple(PROTOCOLS)
+    texts: ClassVar[bool] = False
+    """Categorical values are texts of any kind, which the vocabulary keeps as they are."""
 
     path: str = option("data/prepared", "folder of the prepared data set")
     protocol: str = option("last_day", f"how rows are split: {', '.join(PROTOCOLS)}")
@@ -100,8 +117,9 @@ class DatasetConfig:
     seed: int = option(0, "seed of everything random in the preparation")
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise RecembError(f"dataset.protocol={self.protocol} is not known; choose one of {', '.join(PROTOCOLS)}.")
+        if self.protocol not in self.protocols:
+            known = ", ".join(self.protocols)
+            raise RecembError(f"dataset.protocol={self.protocol} is not known; choose one of {known}.")
         for option_name, count in [("min_count", self.min_count), *_dotted("min_counts", self.min_counts)]:
             if count < 1:
                 raise RecembError(f"dataset.{option_name}={count} is too small; it must be 1 or more.")
@@ -120,13 +138,19 @@ class DatasetConfig:
     def spelling(cls, feature: str) -> Spelling:  # noqa: ARG003 - for those that do not fit
         """Say how the raw values of a categorical feature are written: tokens in decimal, where nothing else is said.
 
-        What preparation does with a text and what the spelling does with it must be the same.
+        What preparation does with a text and what the spelling does with it must be the same. Where values are `texts`
+        this is about raw ids alone: the vocabulary itself reads the others.
         """
         return Decimal()
 
     @classmethod
-    def numbers(cls, feature: str) -> Numbers:  # noqa: ARG003
-        """Say how numbers of a dense feature are written and transformed: not at all, where nothing else is said."""
+    def numbers(cls, feature: str, kind: str = "") -> Numbers:  # noqa: ARG003
+        """Say how numbers of a dense feature are written and transformed: not at all, where nothing else is said.
+
+        Args:
+            feature: its name.
+            kind: of its transform, where `RowSource.transforms` has one.
+        """
         return AsTheyAre()
 
     def describe_features(self, asked: Collection[str] = ()) -> "list[Feature]":

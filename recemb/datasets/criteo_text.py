@@ -118,7 +118,7 @@ class CriteoSpelling:
         return Hexadecimal()
 
     @classmethod
-    def numbers(cls, feature: str) -> Numbers:
+    def numbers(cls, feature: str, kind: str = "") -> Numbers:  # noqa: ARG003
         """Say that integers become logarithms."""
         return LogOfIntegers(feature)
 

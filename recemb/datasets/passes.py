@@ -72,7 +72,7 @@ class Preparation:
                 bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
                 bar.update(chunk.position - position)
                 position = chunk.position
-            self.spool.finish()
+            self.spool.finish(source.split_by, source.split_shown)
         self._check_splits()
 
     def _check_splits(self) -> None:
@@ -82,7 +82,8 @@ class Preparation:
             return
         left_out = f" (after {skipped} bad ones were left out)" if skipped else ""
         raise RecembError(
-            f"{rows} rows{left_out} are too few for the three splits of protocol {self.config.protocol}; "
+            f"{rows} rows{left_out} are too few for the three splits of protocol "
+            f"{self.source.protocol or self.config.protocol}; "
             "give some dozens at least."
         )
 
@@ -94,9 +95,10 @@ class Preparation:
             return [RawIds(count.distinct) for count in counts]
         (self.folder / "vocabulary").mkdir()
         vocabularies: list[Vocabulary | RawIds] = []
-        for name in names:
+        for feature, name in enumerate(names):
             # Popped, so that one feature's counts are gone before the next one's vocabulary is made.
             vocabulary = counts.pop(0).number(self.config.least_count(name))
+            vocabulary.texts = self.spool.texts(feature)
             vocabulary.write(self.folder / "vocabulary" / f"{name}.arrow")
             vocabularies.append(vocabulary)
         return vocabularies
@@ -160,7 +162,7 @@ class Preparation:
             "schema": SCHEMA_VERSION,
             "recemb": _version(),
             "dataset": self.config.name,
-            "protocol": self.config.protocol,
+            "protocol": self.source.protocol or self.config.protocol,
             "min_count": self.config.min_count,
             "vocabulary": self.config.vocabulary,
             "seed": self.config.seed,
@@ -173,11 +175,15 @@ class Preparation:
             "fingerprint": fingerprint,
             "config": self.config.identity(),
         }
+        if self.source.transforms:
+            meta["transforms"] = self.source.transforms
         if self.source.knows_probability:
             meta["ceiling"] = {split: writer.ceiling() for split, writer in by_split.items()}
         return meta
 
     def _codes(self, start: int, stop: int) -> np.ndarray:
+        if self.source.split_by:
+            return self.spool.splits(start, stop)
         return PROTOCOLS[self.config.protocol](start, stop, self.spool.rows, self.config.seed)
 
     def _bar(self, what: str, total: int, unit: str) -> tqdm:

@@ -144,7 +144,13 @@ def _differences(meta: dict[str, Any], config: DatasetConfig, source: RowSource,
         return [f"dataset={meta['dataset']} (asked for: {config.name})"]
     then, now = meta["config"], json.loads(json.dumps(config.identity()))
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    differences = [f"{name}={then.get(name)} (asked for: {now.get(name)})" for name in names]
+    differences = []
+    for name in names:
+        was, wanted = then.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(wanted, dict):  # a large one is told by its differences
+            keys = [key for key in {**was, **wanted} if was.get(key) != wanted.get(key)]
+            was, wanted = ({key: one[key] for key in keys if key in one} for one in (was, wanted))
+        differences.append(f"{name}={was} (asked for: {wanted})")
     if meta["sources"] != source.files:
         differences.append(f"other source files: {_files(meta['sources'])} (asked for: {_files(source.files)})")
     if meta["skipped"] and on_bad_rows == "error":

@@ -24,6 +24,7 @@ from recemb.datasets.base import DatasetConfig
 from recemb.datasets.features import Feature
 from recemb.datasets.prepared import PreparedDataset
 from recemb.datasets.spelling import Numbers, Spelling, as_texts, is_list, is_missing
+from recemb.datasets.text_spelling import Text
 from recemb.datasets.vocabulary import Mapper, number_by, widen
 from recemb.options import RecembError
 
@@ -123,11 +124,24 @@ class RawValues:
                 f"known are {', '.join(DATASETS)}."
             )
         values = {feature.name: _values_of(feature, config) for feature in dataset.features}
-        return cls(name, values, {dense: config.numbers(dense) for dense in dataset.dense_names})
+        kinds = dataset.meta.get("transforms", {})
+        return cls(name, values, {dense: config.numbers(dense, kinds.get(dense, "")) for dense in dataset.dense_names})
 
     def is_multi_valued(self, feature: str) -> bool:
         """Tell whether `bags` takes the feature, and not `ids`."""
         return self._find(feature).multi_valued
+
+    def texts(self, feature: str, most: int) -> list[str | None]:
+        """Spell what the first ids from 1 on stand for, `most` at most; None is the missing value.
+
+        Raises:
+            RecembError: no such feature.
+        """
+        found = self._find(feature)
+        if found.raw:
+            return []
+        texts: list[str | None] = found.table(feature)["value"].slice(0, most).to_pylist()
+        return texts
 
     def ids(self, feature: str, values: Sequence[Any]) -> np.ndarray:
         """Return the ids of n values of a feature with one value a row.
@@ -230,7 +244,7 @@ class RawValues:
             if table.schema.remove_metadata() != _SCHEMA:
                 raise ValueError(f"the columns of {VOCABULARY} are not {', '.join(_SCHEMA.names)}")
             values = _read_values(meta["categorical"], config, table)
-            numbers = {str(entry["name"]): config.numbers(entry["name"]) for entry in meta["dense"]}
+            numbers = {str(entry["name"]): config.numbers(entry["name"], entry["transform"]) for entry in meta["dense"]}
             read = cls(meta["dataset"], values, numbers)
             # Once more in full, so that nothing in the file can differ from what is done.
             if read._describe(meta["vocabulary_sha256"]) != meta:
@@ -286,9 +300,14 @@ def _values_of(feature: Feature, config: type[DatasetConfig]) -> Values:
         return Values(spelling, multi_valued, None, -1)
     try:
         with pa.memory_map(str(feature.vocabulary)) as source, ipc.open_file(source) as reader:
-            column = reader.read_all()["value"].combine_chunks()
+            column = reader.read_all()["value"]
             missing = _place_of_null(column)
-            tokens = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.uint32)  # a copy: the map closes
+            if config.texts:
+                spelling = Text(column)
+                tokens = np.arange(len(column), dtype=np.uint32)
+            else:
+                column = column.combine_chunks().fill_null(0)
+                tokens = column.to_numpy(zero_copy_only=False).astype(np.uint32)  # a copy: the map closes
         if len(tokens) != feature.num_embeddings - 1:
             raise ValueError(f"{len(tokens)} values instead of {feature.num_embeddings - 1}")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -314,6 +333,8 @@ def _read_values(entries: list[dict[str, Any]], config: type[DatasetConfig], tab
             raise ValueError(f"there are not {count} values of {name}")
         if not np.array_equal(rows["id"].to_numpy(), np.arange(1, count + 1)):
             raise ValueError(f"the ids of {name} do not count from 1")
+        if config.texts:
+            spelling = Text(rows["value"])
         texts = rows["value"].cast(pa.binary()).combine_chunks()
         missing = _place_of_null(texts)
         tokens, readable = spelling.tokens(texts.fill_null(b""))
@@ -326,9 +347,9 @@ def _read_values(entries: list[dict[str, Any]], config: type[DatasetConfig], tab
     return values
 
 
-def _place_of_null(column: pa.Array) -> int:
+def _place_of_null(column: pa.Array | pa.ChunkedArray) -> int:
     """Return where the missing value is, -1 where it is not; ValueError where it is twice."""
-    places = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+    places = np.flatnonzero(np.asarray(column.is_null()))
     if len(places) > 1:
         raise ValueError("the missing value is there twice")
     return int(places[0]) if len(places) else -1

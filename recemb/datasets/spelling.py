@@ -224,11 +224,11 @@ def _columnwise(values: Any, takes_numbers: bool) -> pa.BinaryArray | None:
     if takes_numbers and pa.types.is_integer(kind):
         return array.cast(pa.string()).cast(pa.binary())
     if takes_numbers and pa.types.is_floating(kind):
-        return _texts_of_floats(array.cast(pa.float64()))
+        return texts_of_floats(array.cast(pa.float64()))
     return None
 
 
-def _texts_of_floats(array: pa.Array) -> pa.BinaryArray:
+def texts_of_floats(array: pa.Array) -> pa.BinaryArray:
     """Write floats, whole ones as integers: a column of integers with gaps is one of floats in pandas."""
     numbers = array.to_numpy(zero_copy_only=False)
     whole = (np.abs(numbers) < 2.0**63) & (numbers == np.floor(numbers))

@@ -13,11 +13,13 @@ from pyarrow import ipc
 
 from recemb.datasets.bags import Bags
 from recemb.datasets.features import OUT_OF_VOCABULARY_KEY
+from recemb.datasets.hexadecimal import parts_of
 from recemb.datasets.parallel import ordered
 from recemb.datasets.splits import SPLITS
 from recemb.datasets.spool import Spool
 
 WINDOW_ROWS = 1 << 23
+_TEXTS = 1 << 16
 _LOW = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(32)
 
@@ -109,6 +111,7 @@ class Vocabulary:
         missing: the entry of the missing value, -1 when it has no id.
         out_of_vocabulary_rows: training rows with id 0; of a multi-valued feature, values.
         distinct: values seen in training, those without an id and the missing value included.
+        texts: from values, null where missing, to the texts they are tokens of; None where they stand for themselves.
     """
 
     values: np.ndarray
@@ -116,6 +119,7 @@ class Vocabulary:
     missing: int
     out_of_vocabulary_rows: int
     distinct: int
+    texts: Callable[[pa.Array], pa.LargeStringArray] | None = None
 
     @property
     def num_embeddings(self) -> int:
@@ -124,21 +128,33 @@ class Vocabulary:
 
     def table(self) -> pa.Table:
         """Return it as it is stored: value (null = missing) and count in id order."""
-        mask = None
-        if self.missing >= 0:
-            mask = np.zeros(len(self.values), dtype=np.bool_)
-            mask[self.missing] = True
-        schema = pa.schema(
-            [pa.field("value", pa.uint32()), pa.field("count", pa.int64())],
-            metadata={OUT_OF_VOCABULARY_KEY: str(self.out_of_vocabulary_rows)},
-        )
-        return pa.table([pa.array(self.values, mask=mask), pa.array(self.counts)], schema=schema)
+        return pa.Table.from_batches(self._batches(), self._schema())
 
     def write(self, path: Path) -> None:
         """Write the Arrow file."""
-        table = self.table()
-        with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, self._schema()) as writer:
+            for batch in self._batches():
+                writer.write_batch(batch)
+
+    def _schema(self) -> pa.Schema:
+        value = pa.uint32() if self.texts is None else pa.string()
+        return pa.schema(
+            [pa.field("value", value), pa.field("count", pa.int64())],
+            metadata={OUT_OF_VOCABULARY_KEY: str(self.out_of_vocabulary_rows)},
+        )
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Cut it into parts: one of numbers, several of texts, which may be long."""
+        mask = np.zeros(len(self.values), dtype=np.bool_)
+        if self.missing >= 0:
+            mask[self.missing] = True
+        step = len(self.values) if self.texts is None else _TEXTS
+        for start in range(0, max(len(self.values), 1), max(step, 1)):
+            part = slice(start, start + step)
+            values = pa.array(self.values[part], mask=mask[part])
+            if self.texts is not None:
+                values = self.texts(values).cast(pa.string())
+            yield pa.RecordBatch.from_arrays([values, pa.array(self.counts[part])], schema=self._schema())
 
     def mapper(self) -> Mapper:
         """Return the function that looks values up."""
@@ -147,7 +163,13 @@ class Vocabulary:
     def feed(self, digest: Digest, name: str) -> None:
         """Add to a fingerprint what the ids of the feature stand for."""
         digest.update(f"{name} {self.missing}".encode())
-        digest.update(self.values.data)
+        if self.texts is None:
+            digest.update(self.values.data)
+        else:
+            for batch in self._batches():
+                offsets, data = parts_of(batch.column(0))
+                digest.update(np.diff(offsets).data)
+                digest.update(data[offsets[0] : offsets[-1]].data)
         digest.update(self.counts.data)
 
 

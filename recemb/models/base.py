@@ -24,7 +24,11 @@ class Tables(Protocol):
 
 
 class Backbone(Protocol):
-    """What a backbone is: whatever looks vectors up, its head can be given them."""
+    """What a backbone is: whatever looks vectors up, its head can be given them.
+
+    Its call asks the tables once and does not decide by values of a batch how it does that, so that torchrec's
+    pipelines can follow it by symbols and share out the next batch's ids ahead (`recemb.training.steps`).
+    """
 
     def __call__(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Look up and predict: (B, K) float32 with NaN = missing, and ids by feature, to logits (B,)."""

@@ -20,8 +20,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.models.base import ModelConfig, Tables
 from recemb.models.dense import DenseEncoder
-from recemb.models.layers import check_at_least, check_widths, mlp
-from recemb.options import RecembError, option
+from recemb.models.layers import InnerProducts, check_at_least, check_one_width, check_widths, mlp
+from recemb.options import option
 
 
 @dataclass(kw_only=True)
@@ -42,11 +42,7 @@ class DLRMConfig(ModelConfig):
 
     def check_widths(self, widths: Sequence[int]) -> None:
         """Raise unless all vectors have one width."""
-        if len(set(widths)) > 1:
-            raise RecembError(
-                "model=dlrm multiplies vectors with each other: all tables must have one width, not "
-                f"{sorted(set(widths))}; model=dcn_v2 takes several."
-            )
+        check_one_width(self.name, widths, "multiplies vectors with each other")
 
     def build(self, tables: Tables, dense_sample: Tensor) -> nn.Module:
         """Build DLRM over these tables."""
@@ -107,17 +103,13 @@ class DLRM(torchrec_dlrm.DLRM):
 
 
 class PairwiseProducts(torchrec_dlrm.InteractionArch):
-    """torchrec's interaction with its upper triangle read by index_select, twice as fast on CPU, backward included."""
-
-    upper: Tensor
+    """torchrec's interaction with the faster `InnerProducts`."""
 
     def __init__(self, num_sparse_features: int) -> None:
         super().__init__(num_sparse_features)
-        vectors = num_sparse_features + 1
-        self.register_buffer("upper", self.triu_indices[0] * vectors + self.triu_indices[1], persistent=False)
+        self.products = InnerProducts(num_sparse_features + 1)
 
     def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
         """Multiply all pairs: (B, D) and (B, F, D) to (B, D + F (F + 1) / 2)."""
         vectors = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.upper)
-        return torch.cat([dense_features, products], dim=1)
+        return torch.cat([dense_features, self.products(vectors)], dim=1)

@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -16,6 +16,7 @@ from recemb.budget import format_bytes
 from recemb.report.figure import draw
 from recemb.report.grouping import Point, Section
 from recemb.report.kept_figure import draw_kept
+from recemb.report.reliability_figure import draw_reliability
 from recemb.report.structure import Structure
 from recemb.report.styles import INK, MUTED, PICTURE, PIXELS, TITLES, Layout, Style
 from recemb.report.words import kept_share, seeds, times_smaller, with_spread
@@ -56,6 +57,15 @@ def svg_of_kept(structure: Structure, style: Style, name: str) -> str:
     """Draw what pruning kept as an `<svg>` element for a page; `name` says of what."""
     text = _slim(_svg(lambda: draw_kept(structure, style), name))
     return _named(text, "img", f"What {name} keeps of each feature: the table says it in numbers")
+
+
+def svg_of_reliability(section: Section, points: Sequence[Point], styles: Mapping[str, Style], layout: Layout) -> str:
+    """Draw reliability diagrams of some points as one `<svg>` element for a page."""
+    prefix = f"{section.anchor}-reliability-{layout.name}"
+    text = _slim(_svg(lambda: draw_reliability(section, points, styles, layout), prefix))
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
+    return _named(text, "img", f"Reliability diagrams, {section.name}: the table says the errors in numbers")
 
 
 def _named(text: str, role: str, name: str) -> str:

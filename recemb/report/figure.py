@@ -13,7 +13,7 @@ from recemb.report.grouping import FULL, Point, Section
 from recemb.report.labels import Box
 from recemb.report.naming import add_legend, label_lines, mark, measure, set_margins, short
 from recemb.report.styles import BAND, GRID, INK, LEFT, MUTED, PIXELS, RIGHT, STEPS, TITLES, TOP, Layout, Style
-from recemb.report.words import score
+from recemb.report.words import fineness, score
 
 
 def draw(section: Section, metric: str, layout: Layout, styles: Mapping[str, Style], links: bool = True) -> Figure:
@@ -129,17 +129,30 @@ def _quality_limits(section: Section, metric: str) -> tuple[float, float]:
 
 
 def _references(axes: Axes, section: Section, metric: str, layout: Layout) -> list[Box]:
-    """Draw the full table's band and the ceiling; return where their names stand, in pixels."""
+    """Draw the baseline with its band and the ceiling; return where their names stand, in pixels."""
     taken = []
     low, high = axes.get_ylim()
     if section.full:
         full = getattr(section.full, metric)
         words = "full table"
-        if full.std is not None:
+        if section.analysis.baseline == FULL and metric in section.analysis.resolution:
+            words = _band(axes, section, metric, [section.full], words, layout.width > 600)
+        elif full.std is not None and not section.analysis.resolution:
             axes.axhspan(full.mean - full.std, full.mean + full.std, color=BAND, lw=0, zorder=0.5)
             words = "full table, mean ± std"
         axes.axhline(full.mean, color=MUTED, lw=1, zorder=1)
-        taken.append(_name_line(axes, full.mean, words, layout, at_left=True))
+        side = _freer_side(axes, section, metric, full.mean, words, layout)
+        taken.append(_name_line(axes, full.mean, words, layout, side))
+    if section.analysis.baseline != FULL and metric in section.analysis.resolution:
+        bases = {point.anchor: point for point in section.analysis.against.values()}
+        words = _band(axes, section, metric, list(bases.values()), str(section.analysis.baseline), layout.width > 600)
+        if len(bases) == 1:
+            (base,) = bases.values()
+            level = getattr(base, metric).mean
+            axes.axhline(level, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+            taken.append(
+                _name_line(axes, level, words, layout, _freer_side(axes, section, metric, level, words, layout))
+            )
     if section.ceiling:
         ceiling = getattr(section.ceiling, metric)
         shown = min(max(ceiling, low + 0.004 * (high - low)), high - 0.004 * (high - low))
@@ -147,6 +160,30 @@ def _references(axes: Axes, section: Section, metric: str, layout: Layout) -> li
         words = f"best reachable {score(ceiling)}" + ("" if shown == ceiling else ", off the scale")
         taken.append(_name_line(axes, shown, words, layout, at_left=False))
     return taken
+
+
+def _band(axes: Axes, section: Section, metric: str, bases: Sequence[Point], name: str, wide: bool) -> str:
+    """Shade what cannot be told apart from the baseline, along its own points where it is a series; name it."""
+    reach = section.analysis.resolution[metric]
+    places = sorted((base.bytes_serving.mean, getattr(base, metric).mean) for base in bases)
+    if len(places) == 1:
+        ((_, level),) = places
+        axes.axhspan(level - reach, level + reach, color=BAND, lw=0, zorder=0.5)
+    else:
+        sizes, levels = zip(*places, strict=True)
+        lower, upper = [level - reach for level in levels], [level + reach for level in levels]
+        axes.fill_between(sizes, lower, upper, color=BAND, lw=0, zorder=0.5)
+    return f"{name} ± {fineness(reach)}" + (": not told apart" if wide else "")
+
+
+def _freer_side(axes: Axes, section: Section, metric: str, level: float, words: str, layout: Layout) -> bool:
+    """Whether a name at the left end of a horizontal line covers no more markers than at the right end."""
+    width, height = measure(axes, words, layout.font - 1)
+    left, _, right, _ = axes.bbox.extents
+    places = [(point.bytes_serving.mean, getattr(point, metric).mean) for point in section.points]
+    pixels = axes.transData.transform([*places, (places[0][0], level)])
+    near = [x for x, y in pixels[:-1] if abs(y - pixels[-1][1]) < height + 10]
+    return sum(x < left + width + 10 for x in near) <= sum(x > right - width - 10 for x in near)
 
 
 def _name_line(axes: Axes, level: float, words: str, layout: Layout, at_left: bool) -> Box:

@@ -10,10 +10,10 @@ from itertools import combinations
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+from recemb.report.analysis import FULL, Analysis
 from recemb.report.records import LeftOut, Run, Scores
 from recemb.report.statistics import Difference, Spread, difference, pareto_front, spread
 
-FULL = "full"
 NARROWER = "full, narrower"
 BASELINES = (FULL, NARROWER, "frequency", "hashing")  # in the order legends and tables name them
 
@@ -78,13 +78,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Points that may stand in one chart: the same prepared data, the same protocol, the same backbone."""
+    """Points that may stand in one chart: the same prepared data, the same protocol, the same backbone.
+
+    `analysis` is what the points amount to, empty until somebody works it out.
+    """
 
     anchor: str
     points: tuple[Point, ...]
     ceiling: Scores | None
     front_auc: frozenset[str] = field(default_factory=frozenset)
     front_logloss: frozenset[str] = field(default_factory=frozenset)
+    analysis: Analysis = field(default_factory=Analysis)
 
     @property
     def first(self) -> Run:
@@ -119,14 +123,14 @@ class Section:
         same = [p for p in self.points if p.method == FULL and _training_options(p.options) == training]
         return _best_on_validation(same) or self.full
 
-    def to_full(self, point: Point, metric: str) -> Difference | None:
-        """Difference of `point` to its full table in "auc" or "logloss", paired by seed where seeds match."""
-        full = self.reference(point)
-        if full is None or full is point:
+    def to_baseline(self, point: Point, metric: str) -> Difference | None:
+        """Difference of `point` to its baseline in "auc" or "logloss", paired by seed where seeds match."""
+        baseline = self.analysis.against.get(point.anchor)
+        if baseline is None:
             return None
         return difference(
             {run.seed: getattr(run.test, metric) for run in point.runs},
-            {run.seed: getattr(run.test, metric) for run in full.runs},
+            {run.seed: getattr(run.test, metric) for run in baseline.runs},
         )
 
 
@@ -137,14 +141,14 @@ def group(runs: Sequence[Run]) -> tuple[list[Section], list[LeftOut]]:
         The sections, the largest first, and the runs that a later one replaces.
     """
     sections, replaced = [], []
-    for members in _by(runs, _comparable).values():
+    for members in _by(runs, comparable).values():
         groups = []
-        for same in _by(members, _point_key).values():
+        for same in _by(members, point_key).values():
             latest, older = _latest_per_seed(same)
             groups.append(latest)
             replaced.extend(older)
         sections.append(groups)
-    sections.sort(key=lambda groups: (-sum(map(len, groups)), str(_comparable(groups[0][0]))))
+    sections.sort(key=lambda groups: (-sum(map(len, groups)), str(comparable(groups[0][0]))))
     return [_section(groups, number) for number, groups in enumerate(sections, start=1)], sorted(replaced)
 
 
@@ -233,13 +237,15 @@ def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str], dict[
     return apart, varying - apart, usual
 
 
-def _comparable(run: Run) -> tuple[Any, ...]:
+def comparable(run: Run) -> tuple[Any, ...]:
+    """Say what runs must share to stand in one section."""
     # The test rows are named beside the fingerprint: a run on a part of them must not share a chart with the rest.
     data = run.fingerprint or json.dumps(run.config.get("dataset"), sort_keys=True)
     return (run.dataset, run.model, run.protocol, run.min_count, data, run.rows.get("test"))
 
 
-def _point_key(run: Run) -> tuple[Any, ...]:
+def point_key(run: Run) -> tuple[Any, ...]:
+    """Say what runs of one section must share to be one point: all but the seed."""
     options = tuple(options_of_run(run.asked).items())
     return (run.method, run.budget, options or run.bytes_serving)  # without a config only the size tells runs apart
 
@@ -258,7 +264,7 @@ def _same_size(one: Run, other: Run) -> bool:
 def _reading_order(runs: Sequence[Run]) -> tuple[Any, ...]:
     method = _method(runs[0])
     rank = BASELINES.index(method) if method in BASELINES else len(BASELINES)
-    return (rank, method, -runs[0].bytes_serving, runs[0].budget, str(_point_key(runs[0])))
+    return (rank, method, -runs[0].bytes_serving, runs[0].budget, str(point_key(runs[0])))
 
 
 def _training_options(options: Mapping[str, str]) -> dict[str, str]:

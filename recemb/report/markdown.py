@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from recemb.budget import format_bytes
 from recemb.report import words
-from recemb.report.grouping import Point, Section
+from recemb.report.findings import findings
+from recemb.report.grouping import FULL, Point, Section
 from recemb.report.statistics import spread
 
 _COLUMNS = (
     "method", "asked for", "table bytes", "kept", "smaller", "test AUC", "AUC to full", "test logloss",
-    "validation AUC", "validation logloss", "seeds",
+    "validation AUC", "validation logloss", "calibration error", "calibration ratio", "seeds",
 )  # fmt: skip
 
 
@@ -20,13 +21,17 @@ def as_markdown(sections: Sequence[Section]) -> str:
 
 def _section(section: Section) -> list[str]:
     lines = [f"## {_safe(section.name)}", "", f"{_safe(section.circumstances)}.", ""]
-    lines += [_safe(sentence) for sentence in words.findings(section)]
-    lines += ["", f"| {' | '.join(_COLUMNS)} |", "|---" * 2 + "|--:" * (len(_COLUMNS) - 2) + "|"]
+    lines += [_safe(sentence) for sentence in findings(section)]
+    lines += [f"In brackets: 95 % intervals, {words.INTERVALS}.", ""]
+    columns = [name.replace("to full", f"to {_safe(section.analysis.baseline or FULL)}") for name in _COLUMNS]
+    lines += [f"| {' | '.join(columns)} |", "|---" * 2 + "|--:" * (len(_COLUMNS) - 2) + "|"]
     lines += [f"| {' | '.join(_safe(cell) for cell in _cells(section, point))} |" for point in section.points]
     return [*lines, ""]
 
 
 def _cells(section: Section, point: Point) -> list[str]:
+    compared = section.analysis.differences.get((point.anchor, "auc"))
+    calibration = section.analysis.calibration.get(point.anchor)
     valid = [run.valid for run in point.runs if run.valid is not None]
     return [
         point.series,
@@ -34,11 +39,13 @@ def _cells(section: Section, point: Point) -> list[str]:
         format_bytes(point.bytes_serving.mean),
         words.kept_share(point.kept),
         words.times_smaller(point.kept),
-        words.with_spread(point.auc),
-        words.with_sign(section.to_full(point, "auc")),
-        words.with_spread(point.logloss),
+        f"{words.with_spread(point.auc)} {words.interval(point.auc.interval)}".strip(),
+        f"{words.with_sign(section.to_baseline(point, 'auc'))} {words.interval(compared, signed=True)}".strip(),
+        f"{words.with_spread(point.logloss)} {words.interval(point.logloss.interval)}".strip(),
         words.with_spread(spread([one.auc for one in valid])) if valid else words.NONE,
         words.with_spread(spread([one.logloss for one in valid])) if valid else words.NONE,
+        words.score(calibration.error if calibration else None),
+        f"{calibration.ratio:.3f}" if calibration else words.NONE,
         str(len(point.runs)),
     ]
 

@@ -23,3 +23,12 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+
+// A point of a chart leads to its row with the commands in sight.
+const openTarget = () => {
+  const row = location.hash.startsWith("#point-") && document.getElementById(location.hash.slice(1));
+  const details = row && row.querySelector("details");
+  if (details) details.open = true;
+};
+window.addEventListener("hashchange", openTarget);
+openTarget();

@@ -3,18 +3,24 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 from recemb.budget import format_bytes
 from recemb.report import words
-from recemb.report.charts import svg_chart, svg_mark, svg_of_kept
+from recemb.report.analysis import FULL, METRICS
+from recemb.report.changes import Change, summary
+from recemb.report.charts import svg_chart, svg_mark, svg_of_kept, svg_of_reliability
+from recemb.report.findings import findings
 from recemb.report.grouping import Point, Section
 from recemb.report.kept_figure import MOST_FEATURES
-from recemb.report.records import LeftOut
+from recemb.report.records import LeftOut, Run
+from recemb.report.reliability_figure import worth_drawing
 from recemb.report.structure import mean_stages, mean_structure
 from recemb.report.styles import NARROW, WIDE, Style
 from recemb.report.values import label
@@ -25,7 +31,12 @@ DEFAULT_TITLE = "Embedding tables: quality against bytes"
 
 
 def render_page(
-    sections: Sequence[Section], left_out: Sequence[LeftOut], styles: Mapping[str, Style], title: str | None = None
+    sections: Sequence[Section],
+    left_out: Sequence[LeftOut],
+    styles: Mapping[str, Style],
+    title: str | None = None,
+    changes: Sequence[Change] = (),
+    out: Path | None = None,
 ) -> str:
     """Write the page.
 
@@ -34,6 +45,8 @@ def render_page(
         left_out: runs that are in no chart, with reasons.
         styles: look of every series.
         title: heading of the page.
+        changes: what changed from another folder of runs, shown first where there is any.
+        out: folder that the page is for; files of runs inside of it are linked.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -45,6 +58,7 @@ def render_page(
     environment.globals["words"] = words
     environment.globals["format_bytes"] = format_bytes
     environment.globals["label"] = label
+    environment.globals["link"] = partial(_link, out)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         title=title or DEFAULT_TITLE,
@@ -55,7 +69,19 @@ def render_page(
         overview=words.overview(sections, left_out),
         sections=[_section(section, styles) for section in sections],
         left_out=left_out,
+        changes=changes,
+        what_changed=summary(changes),
     )
+
+
+def _link(out: Path | None, run: Run, file: str) -> str | None:
+    """Give the address of a file of a run from the page, None where the run is not below the page's folder."""
+    if out is None or run.folder is None:
+        return None
+    at = run.folder.resolve() / file
+    if not at.is_relative_to(out.resolve()) or not at.is_file():
+        return None
+    return quote(at.relative_to(out.resolve()).as_posix())
 
 
 def _section(section: Section, styles: Mapping[str, Style]) -> dict[str, Any]:
@@ -63,15 +89,25 @@ def _section(section: Section, styles: Mapping[str, Style]) -> dict[str, Any]:
     return {
         "section": section,
         "facts": _facts(section),
-        "findings": words.findings(section),
+        "findings": findings(section),
         "charts": {
             metric: [(layout.name, Markup(svg_chart(section, metric, layout, styles))) for layout in (WIDE, NARROW)]
             for metric in ("auc", "logloss")
         },
+        "baseline": FULL if section.analysis.baseline in (None, FULL) else "baseline",
+        "marks": {point.series: Markup(svg_mark(styles[point.series])) for point in section.points},
+        "reliability": _reliability(section, styles),
         "parts": parts,
         "rows": [_row(section, point, parts, styles[point.series]) for point in section.points],
         "pruned": [kept for point in section.points if (kept := _kept(point, styles[point.series]))],
     }
+
+
+def _reliability(section: Section, styles: Mapping[str, Style]) -> list[tuple[str, Markup]]:
+    points = worth_drawing(section)
+    if not points:
+        return []
+    return [(layout.name, Markup(svg_of_reliability(section, points, styles, layout))) for layout in (WIDE, NARROW)]
 
 
 def _kept(point: Point, style: Style) -> dict[str, Any] | None:
@@ -104,8 +140,9 @@ def _row(section: Section, point: Point, parts: Sequence[str], style: Style) -> 
         "all_parts": point.mean_bytes("parts"),
         "per_table": point.mean_bytes("per_table"),
         "other_bytes": point.mean_bytes("other_bytes"),
-        "auc_to_full": section.to_full(point, "auc"),
-        "logloss_to_full": section.to_full(point, "logloss"),
+        "to_baseline": {metric: section.to_baseline(point, metric) for metric in METRICS},
+        "compared": {metric: section.analysis.differences.get((point.anchor, metric)) for metric in METRICS},
+        "calibration": section.analysis.calibration.get(point.anchor),
         "fronts": [
             name for name, metric in (("AUC", "auc"), ("logloss", "logloss")) if point.anchor in section.front(metric)
         ],

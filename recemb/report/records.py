@@ -88,6 +88,7 @@ class Record:
     name: str
     data: dict[str, Any]
     unreadable: str | None = None
+    folder: Path | None = None
 
     def value(self, *path: str) -> Any:
         """Look up a nested key, None where any step is missing."""
@@ -152,6 +153,7 @@ class Run:
     stages: tuple[Stage, ...]
     config: dict[str, Any]
     asked: dict[str, Any]
+    folder: Path | None = None
 
     @property
     def kept(self) -> float | None:
@@ -195,7 +197,7 @@ def read_record(file: Path, name: str) -> Record:
         return Record(name, {}, f"{RECORD} is not JSON: {error}")
     if not isinstance(data, dict):
         return Record(name, {}, f"{RECORD} holds a {type(data).__name__}, not an object")
-    return Record(name, data)
+    return Record(name, data, folder=file.parent)
 
 
 def check(record: Record) -> Run | LeftOut:
@@ -243,6 +245,7 @@ def check(record: Record) -> Run | LeftOut:
         stages=read_stages(record.value("stages")),
         config=config,
         asked=config | {"table": asked_table} if isinstance(asked_table, dict) and config else config,
+        folder=record.folder,
     )
 
 

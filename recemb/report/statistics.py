@@ -1,8 +1,10 @@
-"""The numbers of a report: spread over seeds, paired differences, the Pareto front, the error of one AUC."""
+"""The numbers of a report: spread over seeds, differences by seed, the Pareto front, the error of one AUC."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from scipy.stats import t
 
 
 class Spread(NamedTuple):
@@ -11,6 +13,14 @@ class Spread(NamedTuple):
     mean: float
     std: float | None
     n: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over seeds by Student's t, None for one seed; it knows nothing of the rows."""
+        if self.std is None:
+            return None
+        reach = float(t.ppf(0.975, self.n - 1)) * self.std / math.sqrt(self.n)
+        return self.mean - reach, self.mean + reach
 
 
 class Difference(NamedTuple):

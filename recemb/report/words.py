@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 
 from recemb.budget import format_bytes
-from recemb.report.grouping import FULL, Point, Section
+from recemb.report.analysis import Analysis
+from recemb.report.bootstrap import Comparison
+from recemb.report.grouping import Section
+from recemb.report.hypervolume import Reached
 from recemb.report.records import LeftOut
-from recemb.report.statistics import Difference, Spread, auc_standard_error
+from recemb.report.statistics import Difference, Spread
 from recemb.report.structure import Stage, Structure
 
 NONE = "–"
+INTERVALS = (
+    "of a mean over seeds by Student's t, and of a difference by a bootstrap over test rows, paired, with Student's t "
+    "for the seeds"
+)
 
 
 def times_smaller(kept: float | None) -> str:
@@ -77,6 +84,43 @@ def with_sign(value: Difference | None) -> str:
     return f"{sign}{abs(rounded):.4f}" + ("" if value.std is None else f" ± {_deviation(value.std)}")
 
 
+def interval(ends: Comparison | tuple[float, float] | None, signed: bool = False) -> str:
+    """Write a 95 % interval: "[0.7880, 0.7902]", or "[−0.0018, +0.0002]"; nothing where there is none."""
+    if ends is None:
+        return ""
+    low, high = (ends.low, ends.high) if isinstance(ends, Comparison) else ends
+    write = (lambda end: with_sign(Difference(end, None, 0))) if signed else score
+    return f"[{write(low)}, {write(high)}]"
+
+
+def baseline_name(analysis: Analysis) -> str:
+    """Name the baseline in a sentence: "the full table", "hashing 1/16", "frequency of the same size"."""
+    if analysis.baseline == "full":
+        return "the full table"
+    one = len({point.anchor for point in analysis.against.values()}) == 1
+    return f"{analysis.baseline}" if one else f"{analysis.baseline} of the same size"
+
+
+def fineness(value: float) -> str:
+    """Write a smallest difference with two digits that count: "0.0019", "0.00031"."""
+    return f"{value:.4f}" if value >= 0.00095 else f"{value:.2g}"
+
+
+def relative(ratio: float) -> str:
+    """Write a ratio to what was before as "−12.5%", "+0.3%" or "same"."""
+    change = ratio - 1
+    if abs(change) < 0.00005:
+        return "same"
+    return ("−" if change < 0 else "+") + f"{abs(change):.{1 if abs(change) >= 0.001 else 2}%}"
+
+
+def reached(found: Reached | None) -> str:
+    """Write bytes at which a quality is reached: "231 KiB", "≤ 64 KiB" where the smallest table is as good."""
+    if found is None:
+        return "not reached"
+    return ("≤ " if found.at_most else "") + format_bytes(round(found.bytes))
+
+
 def _deviation(std: float) -> str:
     return "<0.0001" if 0 < std < 0.00005 else f"{std:.4f}"
 
@@ -98,19 +142,6 @@ def overview(sections: Sequence[Section], left_out: Sequence[LeftOut]) -> str:
     if left_out:
         sentence += f"; {plural(len(left_out), 'more run')} {'is' if len(left_out) == 1 else 'are'} not in the charts"
     return f"{sentence}."
-
-
-def findings(section: Section) -> list[str]:
-    """Say in sentences what a section shows: the best point, what comes free, and how fine the test set can tell."""
-    best = max(section.points, key=lambda point: (point.auc.mean, -point.bytes_serving.mean))
-    lines = [f"Best mean test AUC: {_named(best)}."]
-    lines += [_nearly_free(section), _resolution(section, section.full or best)]
-    if section.ceiling:
-        lines.append(
-            f"The best reachable on these test rows is AUC {score(section.ceiling.auc)} "
-            f"and logloss {score(section.ceiling.logloss)}."
-        )
-    return [line for line in lines if line]
 
 
 def what_was_kept(structure: Structure) -> str:
@@ -171,42 +202,3 @@ def _range(values: Sequence[float]) -> str:
 def seeds(value: Spread) -> str:
     """Write over how many seeds a mean was taken."""
     return "one seed" if value.n == 1 else f"{value.n} seeds"
-
-
-def _named(point: Point) -> str:
-    size = format_bytes(point.bytes_serving.mean)
-    if point.method != FULL and point.kept:
-        size += f", kept {kept_share(point.kept)}, {times_smaller(point.kept)} smaller"
-    name = "the full table" if point.series == FULL else point.label
-    return f"{name} with {with_spread(point.auc)} over {seeds(point.auc)} ({size})"
-
-
-def _nearly_free(section: Section) -> str:
-    full = section.full
-    if full is None:
-        return "There is no run of the full table, so no difference to it can be shown."
-    if full.auc.std is None:
-        return "The full table has one seed only, so its noise is unknown and no table can be called as good as it."
-    floor = full.auc.mean - full.auc.std
-    within = [p for p in section.points if p.method != FULL and p.auc.mean >= floor]
-    band = f"the full table's noise (AUC {with_spread(full.auc)} over {seeds(full.auc)})"
-    if not within:
-        return f"No smaller table is within {band}."
-    smallest = min(within, key=lambda point: (point.bytes_serving.mean, -point.auc.mean))
-    return f"Smallest table within {band}: {_named(smallest)}."
-
-
-def _resolution(section: Section, point: Point) -> str:
-    run = section.first
-    rows = run.rows.get("test")
-    rate = next((r.positive_rate for p in section.points for r in p.runs if r.positive_rate is not None), None)
-    if not rows or rate is None or not 0 <= rate <= 1:
-        return ""
-    positives = round(rows * rate)
-    error = auc_standard_error(point.auc.mean, positives, rows - positives)
-    if error is None:
-        return ""
-    return (
-        f"With {rows:,} test rows ({rate:.1%} positive) the standard error of one AUC is {error:.2g}: "
-        "smaller differences need paired tests."
-    )

@@ -52,7 +52,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         rows: (rows, width) of each physical table, to be held for serving as the specs' precisions say; `config` is
             then the module that they belong to. See `quantized`, which passes them.
         held: where rows under an optimizer are: `here`, in this process; `sharded`, spread over processes by
-            torchrec's DistributedModelParallel once `recemb.training.sharding.shard` has wrapped the model;
+            torchrec's DistributedModelParallel once `recemb.training.sharding.spread` has wrapped the model;
             `replicated`, all of them in every process, which add up their gradients.
 
     Attributes:

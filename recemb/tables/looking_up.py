@@ -158,7 +158,8 @@ class Ask(nn.Module):
                 by_feature = ids.view(lengths.shape)
                 low, high = torch.aminmax(by_feature, dim=1)
                 outside = ((low < self._least) | (high > self._most)).any()
-                if not bool(outside | (lengths != 1).any()):
+                fewest, longest = torch.aminmax(lengths)
+                if not bool(outside | (fewest != 1) | (longest != 1)):
                     return by_feature, True
             if lengths.numel() and int(lengths.max()) > 1:
                 feature = names[int(lengths.amax(dim=1).argmax())]

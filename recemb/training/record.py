@@ -15,17 +15,17 @@ from typing import Any
 import yaml
 
 from recemb.options import RecembError
-from recemb.record import RECORD
+from recemb.record import PREDICTIONS, RECORD
 from recemb.training.processes import is_first, on_first
 from recemb.training.trainer_config import FREE_TO_CHANGE
 
 STRUCTURE = "kept.parquet"
-PREDICTIONS = "predictions.parquet"
 CHECKPOINT = "checkpoint"
 UNFINISHED = "unfinished"
+PROJECTOR = "projector"
 _STAGES = "stages"
 _OURS = (
-    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES, UNFINISHED,
+    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES, UNFINISHED, PROJECTOR,
     CHECKPOINT, f"{CHECKPOINT}.partial", f"{CHECKPOINT}.replaced",
 )  # fmt: skip
 _UNFINISHED = ("running", "failed", "interrupted")
@@ -190,6 +190,14 @@ class Bystander(RunFolder):
 
     def forget_unfinished(self) -> None:
         """Leave that to the first process."""
+
+
+def read_status(path: Path) -> str | None:
+    """Say how the run in a folder stands; None where there is none."""
+    try:
+        return str(json.loads((path / RECORD).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def open_folder(path: Path, record: dict[str, Any], *, overwrite: bool, resume: bool) -> RunFolder:

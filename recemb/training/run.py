@@ -25,16 +25,17 @@ from recemb.datasets import PreparedDataset, prepare
 from recemb.datasets.prepared import META, refuse_other_data
 from recemb.options import RecembError
 from recemb.plan import sized, table_specs
-from recemb.record import SCHEMA
+from recemb.record import PREDICTIONS, SCHEMA
 from recemb.tables.base import Layout, TableConfig
 from recemb.tables.precision import round_rows_
 from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
 from recemb.training.build import build, count_bytes
 from recemb.training.processes import gather_rows, is_first, on_first, together, world_size
-from recemb.training.record import PREDICTIONS, RunFolder, open_folder
+from recemb.training.record import RunFolder, open_folder
 from recemb.training.sharding import describe, held_as_asked, plan_lines
 from recemb.training.stages import Stages, Start, how_it_went, merge_bytes, of_training, stage_record
+from recemb.training.tensorboard import check_projector, log_end
 from recemb.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[st
         table.check_trainable()
     _warn_of_shared_rows(config, table, layout)
     config.trainer.torch_device()  # tells of a missing device before anything is written
+    check_projector(config.trainer.projector, dataset)
     held_as_asked(config.trainer.sharding)
     record = first_record(dataclasses.replace(config, table=table), dataset, command, config.table)
     run = open_folder(folder, record, overwrite=config.overwrite, resume=config.resume)
@@ -257,6 +259,7 @@ def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> N
         record["metrics"]["valid"], _, _ = trainer.evaluate("valid")
     record["metrics"]["test"], labels, logits = trainer.evaluate("test")
     write_predictions(run, labels, logits)
+    log_end(trainer)
     _log_hparams(trainer, record)
 
 

@@ -7,9 +7,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.proxy import TraceError
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recemb.datasets import Batch
+from recemb.options import RecembError
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.training.build import Built
 from recemb.training.evaluation import rows_of
@@ -64,6 +66,9 @@ class Steps:
         Returns:
             The batch, and the loss before the step, detached, whose mean over the processes is that of the whole batch;
             None after the last batch.
+
+        Raises:
+            RecembError: a pipeline cannot follow how the model calls its tables.
         """
         if self._pipeline is not None:
             if self._paused:
@@ -72,6 +77,11 @@ class Steps:
                 return cast(tuple[Batch, Tensor], self._pipeline.progress(batches))
             except StopIteration:
                 return None
+            except TraceError as error:
+                raise RecembError(
+                    f"the next batch cannot be prepared ahead, because the model decides by values how it calls its "
+                    f"tables ({error}); pass trainer.pipeline=false."
+                ) from error
         batch = next(batches, None)
         if batch is None:
             return None

@@ -26,6 +26,7 @@ from recemb.training.optimizers import Optimizers
 from recemb.training.processes import is_first, mean_over_processes, on_first, rank, together, world_size
 from recemb.training.record import CHECKPOINT, UNFINISHED
 from recemb.training.steps import Steps
+from recemb.training.tensorboard import log_evaluation
 from recemb.training.trainer_config import TrainerConfig
 from recemb.training.unfinished import Unfinished
 
@@ -235,9 +236,13 @@ class Trainer:
         self._log("train/loss", mean)
         self._log("train/lr", self.optimizers.lr)
 
+    def tag(self, name: str) -> str:
+        """What TensorBoard shows a value of this stage under."""
+        return f"{self.stage}/{name}" if self.stage else name
+
     def _log(self, name: str, value: float) -> None:
         if self.writer is not None:
-            self.writer.add_scalar(f"{self.stage}/{name}" if self.stage else name, value, self.progress.steps)
+            self.writer.add_scalar(self.tag(name), value, self.progress.steps)
 
     def _where_it_broke(self, step: int, loss: float) -> str:
         tensors = self.built.model.state_dict().items()
@@ -259,6 +264,7 @@ class Trainer:
             self._log(f"valid/{name}", value)
         for name, value in (item for one in self.collections for item in one.method.scalars().items()):
             self._log(f"tables/{name}", value)
+        log_evaluation(self)
         if math.isnan(metrics[monitor]):
             raise RecembError(
                 f"{monitor} on validation is no number: its rows are all of one class, or the weights are broken; "

@@ -49,6 +49,9 @@ class TrainerConfig:
     )
     checkpoint_steps: int | None = option(None, "steps after which the state is kept, beside the minutes")
     keep_checkpoints: int = option(2, "states that are kept while training")
+    projector: str | None = option(
+        None, "feature whose vectors TensorBoard's projector shows once trained, of its 10,000 most frequent ids"
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size", "evaluations_per_epoch", "patience", "steps",
@@ -76,7 +79,7 @@ class TrainerConfig:
         if self.pipeline and self.sharding in ("none", "data_parallel"):
             raise RecembError(
                 f"trainer.pipeline=true is for sharded tables, not for trainer.sharding={self.sharding}; take auto, "
-                "table_wise, row_wise or column_wise."
+                "table_wise, row_wise or column_wise, or trainer.pipeline=null."
             )
         self.fused_optimizer().kwargs()
         check_sharding(self.sharding, self.fused_optimizer(), self.cache_share)
@@ -106,5 +109,6 @@ FREE_TO_CHANGE = (
     "checkpoint_minutes",
     "checkpoint_steps",
     "keep_checkpoints",
+    "projector",
 )
-"""Options that an unfinished run may be resumed with others of: they decide where it runs, and not what comes of it."""
+"""Options that an unfinished run may be resumed with others of: what is trained does not depend on them."""

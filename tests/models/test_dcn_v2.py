@@ -12,7 +12,7 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb import CompressedEmbeddingBagCollection, RecembError, TableSpec
-from recemb.models import MODELS, DCNv2Config
+from recemb.models import DCNv2Config
 from recemb.tables.base import TableConfig
 from recemb.tables.full import FullConfig
 from recemb.tables.hashing import HashingConfig
@@ -153,10 +153,6 @@ def test_it_learns_a_crossing_that_a_linear_model_cannot():
         nn.functional.binary_cross_entropy_with_logits(logits(train), labels[train]).backward()
         optimizer.step()
     assert roc_auc_score(labels[test], logits(test).detach()) > 0.99
-
-
-def test_it_alone_weighs_features():
-    assert {name for name, config in MODELS.items() if config.weighs_features} == {"dcn_v2"}
 
 
 def test_options_out_of_range_are_named():

@@ -3,8 +3,14 @@
 import json
 import math
 import random
+import zlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.metrics import log_loss, roc_auc_score
 
 from recemb.report.structure import Kept, Structure
 
@@ -121,3 +127,28 @@ def stages(seed: int = 0) -> list[dict[str, Any]]:
 def kept(**tables: tuple[float | None, ...]) -> Structure:
     """Make what is read from a record: each feature has ids, kept, width, dim and cells."""
     return Structure("row", "zero", "bitmap", {name: Kept(*numbers) for name, numbers in tables.items()})
+
+
+def predicted(folder: Path, made: dict[str, Any], rows: int = 2000, skill: float = 1.0, data_seed: int = 7) -> Path:
+    """Write a run whose `predictions.parquet` and metrics agree; more `skill` is a higher AUC on the same labels."""
+    rng = np.random.default_rng(data_seed)
+    truth = rng.normal(-1, 1, rows)
+    labels = (rng.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.uint8)
+    own = np.random.default_rng(_number(made))
+    logits = skill * truth + (1 - skill) * truth.mean() + own.normal(0, 0.4, rows)
+    probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    test = {
+        "auc": float(roc_auc_score(labels, probability)),
+        "logloss": float(log_loss(labels, probability.astype(float))),
+    }
+    made["metrics"] = {"valid": test, "test": test}
+    made["data"] = made["data"] | {"rows": made["data"]["rows"] | {"test": rows}}
+    write(folder, made)
+    pq.write_table(pa.table({"label": labels, "probability": probability}), folder / "predictions.parquet")
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def _number(made: dict[str, Any]) -> int:
+    """A number that the name, size and seed of a run decide."""
+    return zlib.crc32(f"{made['method']} {made['kept']} {made['seed']}".encode())

@@ -4,6 +4,7 @@ import random
 import pytest
 from report_samples import FULL_BYTES, record
 
+from recemb.report.analysis import baselines
 from recemb.report.grouping import NARROWER, group, options_of_run
 from recemb.report.records import Record, Run, check
 
@@ -128,8 +129,7 @@ def test_a_narrower_full_table_is_its_own_series_and_not_the_reference():
     (section,), _ = grouped(record("full", 1), record("full", 1 / 2))
     assert [point.series for point in section.points] == ["full", NARROWER]
     assert section.full is section.points[0]
-    assert section.to_full(section.points[0], "auc") is None
-    assert section.to_full(section.points[1], "auc").pairs == 1
+    assert baselines(section, "full") == {section.points[1].anchor: section.full}
 
 
 def test_a_full_table_in_fewer_bits_is_its_own_series_and_not_the_reference():

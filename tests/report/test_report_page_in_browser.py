@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 from playwright.sync_api import sync_playwright
-from report_samples import baselines, record, stages, structure, write
+from report_samples import baselines, predicted, record, stages, structure, write
 
 from recemb.report import write_report
 
@@ -60,6 +60,16 @@ def pruned_file(tmp_path_factory):
     return write_report([folder / "runs"], folder / "out").html
 
 
+@pytest.fixture(scope="module")
+def predicted_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted")
+    for method, share in (("full", 1), ("hashing", 1 / 4), ("hashing", 1 / 16), ("frequency", 1 / 16)):
+        for seed in range(3):
+            run = folder / "runs" / f"{method}{round(1 / share)}-{seed}"
+            predicted(run, record(method, share, seed), skill=0.9 + share / 10)
+    return write_report([folder / "runs"], folder / "runs", before=[folder / "runs"]).html
+
+
 @pytest.fixture
 def opened(browser, page_file):
     """Open the page in a window of a given width; in the end, nothing may have gone wrong or to the network."""
@@ -84,7 +94,7 @@ def opened(browser, page_file):
 
 def column(page, number):
     return page.eval_on_selector_all(
-        "tbody", "(bodies, n) => bodies.map(b => b.rows[0].cells[n].innerText.trim())", number
+        ".points tbody", "(bodies, n) => bodies.map(b => b.rows[0].cells[n].innerText.trim())", number
     )
 
 
@@ -102,7 +112,7 @@ def test_it_opens_offline_and_runs_no_foreign_script(opened):
 
 def test_headers_sort_by_mouse_and_by_keyboard(opened):
     page = opened(1200)
-    header = page.locator("thead th", has_text="Test AUC")
+    header = page.locator(".points thead th", has_text="Test AUC")
     header.locator("button").click()
     areas = [float(text.split()[0]) for text in column(page, 5)]
     assert areas == sorted(areas)
@@ -111,7 +121,7 @@ def test_headers_sort_by_mouse_and_by_keyboard(opened):
     areas = [float(text.split()[0]) for text in column(page, 5)]
     assert areas == sorted(areas, reverse=True)
     assert header.get_attribute("aria-sort") == "descending"
-    page.locator("thead th", has_text="Method").locator("button").focus()
+    page.locator(".points thead th", has_text="Method").locator("button").focus()
     page.keyboard.press("Space")
     names = [name for name in column(page, 0) if name.isalpha()]
     assert names == sorted(names)
@@ -121,7 +131,7 @@ def test_headers_sort_by_mouse_and_by_keyboard(opened):
 
 def test_what_is_unknown_sorts_last_both_ways(opened):
     page = opened(1200)
-    button = page.locator("thead th", has_text="AUC to full").locator("button")
+    button = page.locator(".points thead th", has_text="AUC to full").locator("button")
     for _ in range(2):
         button.click()
         assert column(page, 6)[-1] == "–"
@@ -130,8 +140,8 @@ def test_what_is_unknown_sorts_last_both_ways(opened):
 
 def test_details_travel_with_their_rows(opened):
     page = opened(1200)
-    page.locator("thead th", has_text="Serving bytes").locator("button").click()
-    for body in page.locator("tbody").all()[:3]:
+    page.locator(".points thead th", has_text="Serving bytes").locator("button").click()
+    for body in page.locator(".points tbody").all()[:3]:
         name = body.locator("tr").first.locator("th").inner_text().strip()
         assert name in body.locator("summary").text_content()
 
@@ -168,6 +178,29 @@ def test_what_pruning_kept_fits_its_window_and_stays_readable(opened, pruned_fil
     assert_readable(texts, width)
 
 
+@pytest.mark.parametrize("width", [320, 390, 768, 1200])
+def test_intervals_and_reliability_fit_their_window_and_stay_readable(opened, predicted_file, width):
+    page = opened(width, file=predicted_file)
+    page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("figure svg:visible").count() == 3
+    texts = page.evaluate(CHART_TEXTS)
+    assert any(text["text"].startswith("full table ±") for text in texts)
+    assert any(text["text"].startswith("error 0.") for text in texts)
+    assert_readable(texts, width)
+
+
+def test_a_point_leads_to_its_commands_and_its_config(opened, predicted_file):
+    page = opened(1200, file=predicted_file)
+    link = point(page, "hashing 1/16")
+    link.locator("use").click()
+    row = page.locator(f"tbody{link.get_attribute('href')}")
+    assert row.locator("code").first.is_visible()
+    assert row.get_by_role("link", name="config.yaml").count() == 3
+    address = row.get_by_role("link", name="config.yaml").first.get_attribute("href")
+    assert (predicted_file.parent / address).is_file()
+
+
 def test_the_table_of_what_was_kept_lies_beside_its_drawing_and_sorts(opened, pruned_file):
     page = opened(1200, file=pruned_file)
     part = page.locator(".kept").first
@@ -182,8 +215,8 @@ def test_the_table_of_what_was_kept_lies_beside_its_drawing_and_sorts(opened, pr
 
 def test_the_header_stays_in_sight_while_the_table_scrolls(opened):
     page = opened(390)
-    page.locator(".scroll").evaluate("table => { table.scrollTop = 300; table.scrollLeft = 200; }")
-    table, header = page.locator(".scroll").bounding_box(), page.locator("thead th").first.bounding_box()
+    page.locator(".points").evaluate("table => { table.scrollTop = 300; table.scrollLeft = 200; }")
+    table, header = page.locator(".points").bounding_box(), page.locator(".points thead th").first.bounding_box()
     assert header["y"] == pytest.approx(table["y"] + 1, abs=2)
     assert header["x"] == pytest.approx(table["x"] + 1, abs=2)
 
@@ -200,7 +233,7 @@ def test_a_point_leads_to_its_row(opened, width):
     assert "frequency" in row.inner_text()
     box = row.bounding_box()
     assert 0 <= box["y"] <= 400 - box["height"]
-    header = page.locator("thead th").first.bounding_box()
+    header = page.locator(".points thead th").first.bounding_box()
     assert box["y"] >= header["y"] + header["height"] - 1  # not below the header that stays in sight
     assert page.evaluate("a => document.querySelector(a).matches(':target')", anchor)
 
@@ -232,7 +265,7 @@ def test_print_shows_all_commands_and_cuts_nothing_off(opened):
     assert commands.first.is_visible()
     assert not page.locator("summary").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1032
-    assert page.locator(".scroll").evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth")
+    assert page.locator(".points").evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth")
     assert page.locator("figure").first.evaluate("e => getComputedStyle(e).breakInside") == "avoid"
     assert min(text["size"] for text in page.evaluate(CHART_TEXTS)) >= 9
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
@@ -241,6 +274,6 @@ def test_print_shows_all_commands_and_cuts_nothing_off(opened):
 def test_without_scripts_it_is_a_plain_readable_page(opened):
     page = opened(1200, java_script_enabled=False)
     assert page.locator("thead button").count() == 0
-    assert page.locator("thead th", has_text="Test AUC").is_visible()
+    assert page.locator(".points thead th", has_text="Test AUC").is_visible()
     page.locator("summary").first.click()
     assert page.locator("details code").first.is_visible()
