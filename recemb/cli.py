@@ -1,9 +1,7 @@
 """The command line, `recemb VERB ...`: the only file that prints."""
 
 import argparse
-import dataclasses
 import datetime
-import errno
 import json
 import logging
 import os
@@ -20,17 +18,18 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
 from recemb.budget import TooSmallBudgetError
-from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
+from recemb.config import GROUPS, PrepareConfig, register_configs, to_plan_config, to_run_config
+from recemb.mistakes import in_one_sentence
 from recemb.options import RecembError, options_of
 from recemb.plan import table_specs
 from recemb.record import RECORD
-from recemb.sweep import Outcome, SideBySide, register_launcher
+from recemb.sweep import Outcome, SideBySide, folder_name, register_launcher
 from recemb.tables.registry import config_from_dict, get_table
 from recemb.training import processes
 from recemb.training.sharding import plan_lines, planned
@@ -67,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _OK
     except (RecembError, HydraException, OmegaConfBaseException, OSError) as error:
-        return _say(_in_one_sentence(error, verb))
+        return _say(in_one_sentence(error, verb))
 
 
 def _train(arguments: list[str]) -> int:
@@ -335,14 +334,12 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "tables": _tables,
 }
 
-_SCHEMAS: dict[str, type] = {"prepare": PrepareConfig, "plan": PlanConfig, "train": RunConfig}
-
 
 def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], Outcome | None]) -> int:
     """Let Hydra compose the configuration of each job and run them; one that fails does not end a sweep."""
     register_configs()
     register_launcher(_tell)
-    OmegaConf.register_new_resolver("recemb_slug", _slug, replace=True)
+    OmegaConf.register_new_resolver("recemb_slug", folder_name, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here and not as Hydra's own report
     alone: list[Outcome] = []
 
@@ -377,7 +374,7 @@ def _outcome(composed: Any, verb: str, job: Callable[[Any], Outcome | None]) -> 
     except BrokenPipeError as error:
         return Outcome(str(error), reader_gone=True)  # raised past Hydra, which would report it
     except (RecembError, OmegaConfBaseException, OSError) as error:
-        failed = Outcome(_in_one_sentence(error, verb), impossible=isinstance(error, TooSmallBudgetError))
+        failed = Outcome(in_one_sentence(error, verb), impossible=isinstance(error, TooSmallBudgetError))
         _say(failed.failure or "")
     except Exception as error:
         # Not foreseen, so whoever mends it needs the traceback; a sweep goes on all the same.
@@ -415,12 +412,6 @@ _FLAGS_WITH_VALUE = (
 )  # fmt: skip
 
 
-def _slug(*parts: Any) -> str:
-    """Name a sweep's run folder after its number, if given, and what it varies, in characters for any file system."""
-    *number, overrides = parts
-    return "".join(f"{int(one):03d}-" for one in number) + re.sub(r"[^A-Za-z0-9.,=_+-]+", "_", str(overrides))[:120]
-
-
 def _tell(line: str) -> None:
     """Show a line to whoever waits, in one of the processes that take part."""
     if processes.is_first():
@@ -431,57 +422,3 @@ def _say(sentence: str, status: int = _FAILED) -> int:
     who = f"recemb (process {processes.rank()})" if processes.world_size() > 1 else "recemb"
     print(f"{who}: {sentence}", file=sys.stderr, flush=True)
     return status
-
-
-def _in_one_sentence(error: Exception, verb: str) -> str:
-    """Say an error in one sentence."""
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _hydra_in_one_sentence(error, verb)
-    if isinstance(error, OSError):
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        return f"{error.filename}: {reason}." if error.filename else f"{reason}."
-    return str(error)
-
-
-def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
-    """Say in one sentence what Hydra and OmegaConf say over several lines and causes."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for cause in chain:
-        if isinstance(cause, RecembError):
-            return str(cause)
-    text = str(error)
-    if "experiment}-${table" in text:
-        return "experiment= takes the name of one experiment, not a list."
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        if unknown[1] in _known_keys(verb):
-            group = unknown[1].split(".")[0]
-            return f"the chosen {group}= has no option {unknown[1]!r}; `recemb {verb} --help` says which has it."
-        foreign = any(unknown[1] in _known_keys(other) for other in _SCHEMAS)
-        close = [] if foreign else get_close_matches(unknown[1], _known_keys(verb), n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"there is no option {unknown[1]!r}.{hint} `recemb {verb} --help` lists them."
-    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
-        return f"there is no {missing[1]} {missing[2]!r}.{f' Known: {known}.' if known else ''}"
-    if text.startswith("Error merging override"):
-        why = str(chain[1]).splitlines()[0] if len(chain) > 1 else "the value does not fit"
-        return f"{text.removeprefix('Error merging override').strip()}: {why}."
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas or = "
-            "needs quotes of its own."
-        )
-    if text.startswith("Ambiguous value"):
-        advice = "sweep with -m" if verb == "train" else f"recemb {verb} takes one"
-        return f"{lines[0].removeprefix('Ambiguous value for argument').strip()} has several values: {advice}."
-    return " ".join(lines[:2])
-
-
-def _known_keys(verb: str) -> list[str]:
-    """List every option of a verb, whatever is chosen."""
-    text = pages.train_help() + pages.prepare_help()
-    fields = {field.name for field in dataclasses.fields(_SCHEMAS[verb])}
-    return [key for key in re.findall(r"^  ([a-z_.]+)=", text, re.MULTILINE) if key.split(".")[0] in fields]

@@ -1,11 +1,13 @@
 """Runs the jobs of a sweep, side by side where asked: Hydra's launcher over processes, and what it says."""
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ from recemb.options import RecembError
 
 _MEMORY_OF_A_JOB = 3 << 30
 _SECONDS_TO_STOP = 30
+_LONGEST_NAME = 120
 _LOG = "train.log"
 
 
@@ -154,6 +157,16 @@ def register_launcher(say: Callable[[str], None]) -> None:
     package.recemb = sys.modules["hydra_plugins.recemb"] = ModuleType("hydra_plugins.recemb")  # type: ignore[attr-defined]
     package.recemb.SideBySide = SideBySide
     plugins.register(SideBySide)
+
+
+def folder_name(*parts: Any) -> str:
+    """Name a run's folder after its number, if given, and what its sweep varies, for any file system."""
+    *number, overrides = parts
+    name = re.sub(r"[^A-Za-z0-9.,=_+-]+", "_", str(overrides))
+    if len(name) > _LONGEST_NAME:  # what is cut off may be all that tells two runs apart
+        digest = hashlib.sha256(str(overrides).encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
+    return "".join(f"{int(one):03d}-" for one in number) + name
 
 
 def _run(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from command_line import recemb
 
-from recemb.sweep import _with_baseline
+from recemb.sweep import _with_baseline, folder_name
 
 SMALL = ("trainer.epochs=1", "trainer.evaluations_per_epoch=2", "trainer.batch_size=200")
 
@@ -126,3 +126,11 @@ def test_a_baseline_runs_first_and_once_for_each_combination():
     assert found[:2] == [["table=full", "budget=null", "seed=0"], ["table=full", "budget=null", "seed=1"]]
     assert len(found) == len({tuple(sorted(one)) for one in found}) == 8
     assert _with_baseline(jobs, {}) == jobs
+
+
+def test_folders_are_named_after_what_varies_and_differ():
+    assert folder_name(3, "budget=1/4,table=full") == "003-budget=1_4,table=full"
+    assert folder_name("budget=1/4,table=full") == "budget=1_4,table=full"
+    long = [folder_name("x=" + "a" * 200 + end) for end in ("b", "c")]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= 120

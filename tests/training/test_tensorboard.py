@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,20 @@ def test_a_method_that_does_not_prune_shows_no_pruning(data: Path, tmp_path: Pat
     assert sum(tag.startswith("norms/") for tag in tags["histograms"]) == 26
     assert not [tag for tag in tags["histograms"] + tags["scalars"] if "pruned" in tag]
     assert not (tmp_path / "run" / "projector").exists()
+
+
+def test_vectors_are_those_of_evaluation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some methods look up at random widths while they train."""
+    modes = []
+
+    def noting(collection: CompressedEmbeddingBagCollection, *rest: Any) -> dict[str, torch.Tensor]:
+        modes.append(collection.training)
+        return vectors_of(collection, *rest)
+
+    monkeypatch.setattr(tensorboard, "vectors_of", noting)
+    options = ["trainer.steps=2", "trainer.projector=C1", *SMALL]
+    assert main(["train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}/run", *options]) == 0
+    assert modes == [False, False]  # at the end of the steps, and of the run
 
 
 def test_the_projector_has_the_served_vectors_and_raw_values(pruned_run: Path, data: Path):
