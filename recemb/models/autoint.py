@@ -7,8 +7,7 @@ vectors beside it: AutoInt+.
 
 Differs from the paper: attention is divided by the root of a head's width, as in the authors' code; a number is a field
 by its embedded quantile bin, where the paper multiplies one vector with the value, and enters AutoInt+'s MLP scaled
-besides; no dropout. `normalize` normalises every layer's output, as the authors' code does and the paper does not; on
-real rows it cost accuracy.
+besides; no dropout. `normalize` normalises every layer's output, as the authors' code does and the paper does not.
 """
 
 from collections.abc import Sequence

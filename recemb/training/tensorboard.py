@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recemb.training.trainer import Trainer
 
 PROJECTED_IDS = 10_000
-"""Ids that the projector shows at most; TensorBoard itself samples above that."""
+"""Ids that the projector shows at most, which a browser still turns around smoothly."""
 SAMPLED_IDS = 2048
 """Ids of a table whose norms are looked at, evenly from the most frequent to the rarest."""
 _BINS = 30
