@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -26,8 +24,8 @@ from recemb.inspection.inspection import Inspection
 from recemb.inspection.records import DatasetFacts, FeatureFacts
 from recemb.inspection.sharing import FeatureSharing
 from recemb.options import RecembError
-from recemb.report.charts import FONTS
-from recemb.report.styles import INK, PIXELS
+from recemb.report.charts import FONTS, drawing
+from recemb.report.styles import PIXELS
 from recemb.report.words import percent
 
 _WIDE, _NARROW = 1120, 340  # CSS pixels, as of the report
@@ -202,7 +200,7 @@ def _renderings(draw: Callable[[int], Figure], name: str) -> Iterator[tuple[str,
 def _svg(draw: Callable[[int], Figure], width: int, name: str) -> str:
     """Draw an `<svg>` element for a page, with a name that screen readers read and ids of its own."""
     prefix = re.sub(r"[^a-z]+", "-", f"{name} {width}".lower()) + str(width)
-    with _drawing(prefix):
+    with drawing(prefix):
         buffer = io.StringIO()
         draw(width).savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
@@ -216,26 +214,7 @@ def _svg(draw: Callable[[int], Figure], width: int, name: str) -> str:
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:
-    with _drawing("png"):
+    with drawing("png"):
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png", dpi=2 * PIXELS, metadata={"Software": None})
     return buffer.getvalue()
-
-
-@contextmanager
-def _drawing(salt: str) -> Iterator[None]:
-    """Make what matplotlib draws depend on the numbers alone: no matplotlibrc, no dates, no random ids."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.hashsalt": salt,
-                "svg.fonttype": "none",  # text stays text: it can be read, searched and takes the reader's font
-                "font.family": ["DejaVu Sans"],
-                "text.parse_math": False,  # names are not formulas, whatever dollar signs they hold
-                "text.color": INK,
-            }
-        )
-        # The reader's browser has the characters that the measuring font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield

@@ -104,7 +104,7 @@ def picture(section: Section, styles: Mapping[str, Style]) -> tuple[bytes, bytes
     Returns:
         The picture as PNG (at twice its size, for sharp screens) and as SVG.
     """
-    with _drawing(section.anchor):
+    with drawing(section.anchor):
         buffer = io.BytesIO()
         draw(section, "auc", PICTURE, styles, links=False).savefig(
             buffer, format="png", dpi=2 * PIXELS, metadata={"Software": None}
@@ -121,7 +121,7 @@ def _tip(point: Point, metric: str) -> str:
 
 
 def _svg(make: Callable[[], Figure], salt: str) -> str:
-    with _drawing(salt):
+    with drawing(salt):
         buffer = io.StringIO()
         nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         make().savefig(buffer, format="svg", metadata=nameless)
@@ -130,7 +130,7 @@ def _svg(make: Callable[[], Figure], salt: str) -> str:
 
 
 @contextmanager
-def _drawing(salt: str) -> Iterator[None]:
+def drawing(salt: str) -> Iterator[None]:
     """Make what matplotlib draws depend on the numbers alone: no matplotlibrc, no dates, no random ids."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()

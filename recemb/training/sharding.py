@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 # It asks for descriptions of hardware that only make its estimates finer.
 logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
-# It warns of a function that torchrec calls.
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 SHARDINGS = ("none", "auto", "table_wise", "row_wise", "column_wise", "data_parallel")
 _KERNEL_WIDTH = 4
