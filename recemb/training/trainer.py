@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
 from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.precision import round_rows_
 from recemb.tables.sharded import ShardedTables
 from recemb.training.build import Built, trained_beside_rows
 from recemb.training.checkpoint import load_weights, save_weights
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
 
 # Reading a loss waits for the device, so it is done once in a while and not every step.
 _STEPS_PER_LOOK = 20
+# The thread that writes events looks at its queue so often at least. A Ctrl-C while it is woken may lose the wake-up, and
+# closing the writer would then wait for torch's two minutes.
+_SECONDS_TO_FLUSH = 5
+
+
+class DivergedError(RecembError):
+    """Training came to numbers that are none: the loss, or what is monitored on validation rows."""
 
 
 @dataclass
@@ -120,14 +128,17 @@ class Trainer:
         """Where events go: to TensorBoard in the first process, nowhere in the others."""
         if self._writer is None and is_first():
             # Events after the state that is gone on from would be shown twice.
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.progress.steps or None)
+            self._writer = SummaryWriter(
+                str(self.folder), purge_step=self.progress.steps or None, flush_secs=_SECONDS_TO_FLUSH
+            )
         return self._writer
 
     def fit(self) -> Progress:
         """Train until validation stops getting better or the epochs are over, then put the best weights back.
 
         Raises:
-            RecembError: the loss became NaN or infinite; the sentence says where. Or another process is gone.
+            DivergedError: the loss became NaN or infinite; the sentence says where.
+            RecembError: another process is gone, or training ended before pruning has settled.
         """
         with together():
             end = self.unfinished.end if self.resumes else None
@@ -154,6 +165,26 @@ class Trainer:
             found = evaluate(self.built.runs, self.dataset, split, self.config.eval_batch_size, self.device)
         self.built.runs.train()
         return found
+
+    def round_as_served(self) -> bool:
+        """Round the tables' rows to the precisions they are served in, and say whether there are any but fp32.
+
+        Raises:
+            DivergedError: a number is too large for its precision.
+        """
+        rounded = False
+        for tables in self.collections:
+            layout = tables.method.layout
+            if any(table.precision != "fp32" for table in layout.tables):
+                with torch.no_grad():
+                    weights = tables.weights
+                    try:
+                        round_rows_(layout.tables, weights)
+                    except RecembError as error:
+                        raise DivergedError(str(error)) from error
+                    tables.write(weights)
+                rounded = True
+        return rounded
 
     def close(self) -> None:
         """Write out what TensorBoard has not seen yet."""
@@ -229,7 +260,7 @@ class Trainer:
         self._unread.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
-                raise RecembError(self._where_it_broke(step, loss))
+                raise DivergedError(self._where_it_broke(step, loss))
         mean = sum(losses) / len(losses)
         best = f", best {self._best_in_words()}" if self.progress.best else ""
         bar.set_postfix_str(f"loss {mean:.4f}{best}", refresh=False)
@@ -266,7 +297,7 @@ class Trainer:
             self._log(f"tables/{name}", value)
         log_evaluation(self)
         if math.isnan(metrics[monitor]):
-            raise RecembError(
+            raise DivergedError(
                 f"{monitor} on validation is no number: its rows are all of one class, or the weights are broken; "
                 "prepare more rows, or use trainer.monitor=logloss."
             )
