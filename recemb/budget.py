@@ -33,6 +33,7 @@ def parse_budget(budget: str | int | float, full_bytes: int) -> int:
 
     Raises:
         RecembError: the text is none of these, or not positive.
+        TooSmallBudgetError: it is less than a byte.
     """
     text = str(budget).strip()
     wanted = f"budget={text} is not a budget: give a share of the full tables such as 1/16, or a size such as 64MiB."
@@ -41,18 +42,26 @@ def parse_budget(budget: str | int | float, full_bytes: int) -> int:
             share = Fraction(text)
         except ZeroDivisionError:
             raise RecembError(wanted) from None
-        if share <= 1 and int(share * full_bytes) >= 1:
-            return int(share * full_bytes)
-        if share <= 1 or share.denominator != 1:
+        if share <= 0 or (share > 1 and share.denominator != 1):
             raise RecembError(wanted)
-        return int(share)
+        if share > 1:
+            return int(share)
+        return _at_least_a_byte(text, share * full_bytes, " of the full tables")
     size = _SIZE.fullmatch(text)
     if size is None or size[2].upper() not in _UNITS:
         raise RecembError(wanted)
-    budget_bytes = int(Fraction(size[1]) * _UNITS[size[2].upper()])
-    if budget_bytes < 1:
+    wanted_bytes = Fraction(size[1]) * _UNITS[size[2].upper()]
+    if wanted_bytes <= 0:
         raise RecembError(wanted)
-    return budget_bytes
+    return _at_least_a_byte(text, wanted_bytes)
+
+
+def _at_least_a_byte(text: str, wanted_bytes: Fraction, of: str = "") -> int:
+    if wanted_bytes < 1:
+        raise TooSmallBudgetError(
+            f"budget={text} is less than a byte{of}; give a larger share such as 1/16, or a size such as 64MiB."
+        )
+    return int(wanted_bytes)
 
 
 def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: int, largest: int, what: str) -> int:

@@ -24,12 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
 from recemb.budget import TooSmallBudgetError
-from recemb.config import GROUPS, PrepareConfig, register_configs, to_plan_config, to_run_config
+from recemb.config import PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.mistakes import in_one_sentence
-from recemb.options import RecembError, options_of
+from recemb.options import RecembError
+from recemb.overrides import asked_of_data, flags_first, resumed, with_plan
 from recemb.plan import table_specs
-from recemb.record import RECORD
+from recemb.plan_file import read_plan
+from recemb.record import metric_text
 from recemb.sweep import Outcome, SideBySide, folder_name, register_launcher
+from recemb.tables.auto import AutoConfig
 from recemb.tables.registry import config_from_dict, get_table
 from recemb.training import processes
 from recemb.training.sharding import plan_lines, planned
@@ -77,27 +80,10 @@ def _train(arguments: list[str]) -> int:
     moment = processes.on_first(datetime.datetime.now)
     # Processes that start together must not name their folder by clocks of their own.
     OmegaConf.register_new_resolver("recemb_now", moment.strftime, replace=True)
-    status = _with_hydra("train", _resumed(arguments), _train_job)
+    status = _with_hydra("train", with_plan(resumed(arguments)), _train_job)
     if status == _OK:
         processes.leave()
     return status
-
-
-def _resumed(arguments: list[str]) -> list[str]:
-    """Write `resume=RUN` as the command that began the run in that folder, to go on in the same one."""
-    given = [one.removeprefix("resume=") for one in arguments if one.startswith("resume=")]
-    if not given or given[-1].lower() in ("true", "false", "null", ""):
-        return arguments
-    folder = Path(given[-1])
-    try:
-        command = shlex.split(json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RecembError(f"resume={folder}: there is no run in this folder that can be gone on with.") from error
-    if command[:2] != ["recemb", "train"]:
-        raise RecembError(f"resume={folder}: this run was not trained, but made by `{shlex.join(command[:2])}`.")
-    rest = [one for one in arguments if not one.startswith("resume=")]
-    again = [one for one in command[2:] if not one.startswith(("hydra.run.dir=", "overwrite="))]
-    return [*again, *rest, "resume=true", f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
 
 
 def _train_job(composed: Any) -> Outcome:
@@ -113,13 +99,14 @@ def _train_job(composed: Any) -> Outcome:
     fresh = read_status(folder) != "completed"
     # A command that repeats the run does not go on with it.
     command = shlex.join(["recemb", "train", *(one for one in overrides if not one.startswith("resume="))])
-    record = train(config, folder, command, _asked_of_data(overrides))
+    planned = None if config.plan is None else read_plan(config.plan)
+    record = train(config, folder, command, asked_of_data(overrides), planned)
     if not processes.is_first():
         return Outcome(record=record, fresh=fresh)
     test = record["metrics"]["test"]
     print(
-        f"{record['method']}: test AUC {test['auc']:.4f}, logloss {test['logloss']:.4f}, kept {record['kept']:.4g} "
-        f"({1 / record['kept']:.1f}x smaller), {record['seconds']:.0f} s: {folder}"
+        f"{record['method']}: test AUC {metric_text(test['auc'])}, logloss {metric_text(test['logloss'])}, "
+        f"kept {record['kept']:.4g} ({1 / record['kept']:.1f}x smaller), {record['seconds']:.0f} s: {folder}"
     )
     return Outcome(record=record, fresh=fresh)
 
@@ -151,13 +138,6 @@ def _prepare_job(composed: Any) -> None:
         print(f"  best reachable on test: AUC {ceiling['auc']:.4f}, logloss {ceiling['logloss']:.4f}")
 
 
-def _asked_of_data(overrides: Sequence[str]) -> list[str]:
-    """Name the options of the data set that somebody gave."""
-    return [
-        override.split("=")[0].removeprefix("dataset.") for override in overrides if override.startswith("dataset.")
-    ]
-
-
 def _plan(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(pages.plan_help())
@@ -173,7 +153,7 @@ def _plan_job(composed: Any, as_json: bool) -> None:
     from recemb.plan_text import plan_text
 
     config = to_plan_config(composed)
-    features = known_features(config.dataset, _asked_of_data(HydraConfig.get().overrides.task))
+    features = known_features(config.dataset, asked_of_data(HydraConfig.get().overrides.task))
     plan = make_plan(
         features,
         config.table,
@@ -181,6 +161,7 @@ def _plan_job(composed: Any, as_json: bool) -> None:
         config.budget,
         precision=config.precision,
         dataset=config.dataset.name,
+        path=config.dataset.path,
     )
     sharing = None
     if config.processes > 1:
@@ -213,6 +194,29 @@ def _inspect_job(composed: Any, asked: Any) -> None:
         print(json.dumps(inspection.to_dict(), indent=2, allow_nan=False), flush=True)
     else:
         print("\n".join([inspection_text(inspection), *(["", str(page.resolve())] if page else [])]), flush=True)
+
+
+def _advise(arguments: list[str]) -> int:
+    from recemb.advice.arguments import read_arguments
+
+    asked = read_arguments(arguments)
+    return _with_hydra("plan", ["table=auto", *asked.options], partial(_advise_job, asked=asked))
+
+
+def _advise_job(composed: Any, asked: Any) -> None:
+    from recemb.advice.command import advice_text, advise
+
+    composed_config = to_plan_config(composed)
+    table = AutoConfig(trials=asked.trials, coarsest=asked.coarsest)
+    config = RunConfig(
+        dataset=composed_config.dataset, table=table, model=composed_config.model, trainer=composed_config.trainer,
+        budget=asked.budget, seed=asked.seed,
+    )  # fmt: skip
+    plan = advise(asked, config)
+    if asked.as_json:
+        print(json.dumps(plan.to_dict(), indent=2, ensure_ascii=False), flush=True)
+    else:
+        print(advice_text(plan, asked.out), flush=True)
 
 
 def _report(arguments: list[str]) -> int:
@@ -326,6 +330,7 @@ def _tables(arguments: list[str]) -> int:
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
     "inspect": _inspect,
+    "advise": _advise,
     "plan": _plan,
     "train": _train,
     "compress": _compress,
@@ -347,7 +352,7 @@ def _with_hydra(verb: str, arguments: list[str], job: Callable[[Any], Outcome | 
         alone.append(_outcome(composed, verb, job))
         return alone[-1]
 
-    sys.argv = [f"recemb {verb}", *_flags_first(arguments)]
+    sys.argv = [f"recemb {verb}", *flags_first(arguments)]
     try:
         hydra.main(version_base="1.3", config_path="pkg://recemb.conf", config_name=verb)(one_job)()
     except (ValueError, KeyError) as error:
@@ -383,33 +388,6 @@ def _outcome(composed: Any, verb: str, job: Callable[[Any], Outcome | None]) -> 
     if processes.world_size() > 1:
         raise SystemExit(_FAILED)  # the others may be at another point, and there is no going on together
     return failed
-
-
-def _flags_first(arguments: list[str]) -> list[str]:
-    """Move flags before the options, since Hydra's parser takes options in one run only."""
-    flags, options = [], []
-    mappings = tuple(
-        f"{group}.{option.name}"
-        for group, nodes in GROUPS.items()
-        for node in nodes.values()
-        for option in options_of(node)
-        if isinstance(option.default, dict)
-    )
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith("-"):
-            flags.append(argument)
-            if argument in _FLAGS_WITH_VALUE:
-                flags += [value for value in (next(rest, None),) if value is not None]
-        else:
-            # An open mapping: Hydra wants to be told that its keys are new.
-            options.append(f"++{argument}" if argument.startswith(mappings) else argument)
-    return flags + options
-
-
-_FLAGS_WITH_VALUE = (
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-)  # fmt: skip
 
 
 def _tell(line: str) -> None:

@@ -21,6 +21,7 @@ from recemb.tables.base import TableConfig
 from recemb.tables.precision import PRECISIONS, check_precision
 from recemb.tables.registry import config_from_dict, list_tables, method_of
 from recemb.training.trainer_config import TrainerConfig
+from recemb.training.tune_config import TuneConfig
 
 _Config = TypeVar("_Config", bound="RunConfig | PlanConfig")
 _BUDGET_HELP = "serving bytes of the tables: a share of the full ones (1/16) or a size (64MiB)"
@@ -37,8 +38,13 @@ class RunConfig:
     table: Any = MISSING
     model: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     budget: Any = option(None, _BUDGET_HELP)
     precision: str = option("fp32", _PRECISION_HELP)
+    plan: str | None = option(
+        None,
+        "file of a plan (`recemb advise`), which says table, budget and precision, and unless given data and model",
+    )
     seed: int = option(0, "seed of the initial weights and the order of the rows")
     overwrite: bool = option(False, "replace a completed run in the same folder")
     resume: bool = option(
@@ -54,9 +60,14 @@ class RunConfig:
             parse_budget(self.budget, 1 << 62)  # an unreadable budget is told before any data is looked at
         if not 0 <= self.seed < 2**63:
             raise RecembError(f"seed={self.seed} must be at least 0 and below 2**63.")
+        self.tune.check_first(self.trainer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the config as plain JSON types, each group with the name it has on the command line."""
+        """Write the config as plain JSON types, each group with the name it has on the command line.
+
+        A run that tunes nothing says nothing of tuning, as runs did before there was any: resuming and reports take
+        those for the same.
+        """
         values = dataclasses.asdict(self)
         for group, name in (
             ("dataset", self.dataset.name),
@@ -64,6 +75,8 @@ class RunConfig:
             ("model", self.model.name),
         ):
             values[group] = {"name": name, **values[group]}
+        if not self.tune.trials:
+            del values["tune"]
         return values
 
 
@@ -81,7 +94,8 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
             config = classes[options.pop("name")]
             known = {field.name for field in dataclasses.fields(config)}
             groups[group] = config(**{name: value for name, value in options.items() if name in known})
-        return RunConfig(**groups, trainer=TrainerConfig(**rest.pop("trainer")), **rest)
+        trainer, tune = TrainerConfig(**rest.pop("trainer")), TuneConfig(**rest.pop("tune", {}))
+        return RunConfig(**groups, trainer=trainer, tune=tune, **rest)
     except RecembError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -14,12 +14,15 @@ from recemb.options import Option, options_of
 from recemb.tables.precision import PRECISIONS
 from recemb.tables.registry import Method, approximating_methods, list_tables
 from recemb.training.trainer_config import TrainerConfig
+from recemb.training.tune_config import TuneConfig
 
 OVERVIEW = """recemb: embedding-table compression for recommenders
 
   recemb prepare dataset=criteo dataset.source=train.txt dataset.path=data/criteo
                                     raw text to a memory-mapped data set
   recemb inspect data/criteo        say which features hold the bytes, what is rare, unseen, drifting or telling
+  recemb advise data/criteo --budget 64MiB --trials 4
+                                    choose method, sizes and precision of every feature under one budget
   recemb plan table=hashing budget=1/16
                                     show what a method would hold; allocates nothing
   recemb train table=hashing budget=1/16
@@ -37,10 +40,13 @@ _TRAIN_HEAD = """Train one model, or a sweep of them with -m.
 
   recemb train dataset=criteo dataset.path=data/criteo table=hashing budget=1/16 seed=0 hydra.run.dir=runs/x
   recemb train -m table=frequency,hashing budget=1/4,1/16 seed=0,1,2 hydra.sweep.dir=runs/sweep
+  recemb train plan=plan.json
   recemb train -m experiment=tradeoff dataset=criteo dataset.path=data/criteo
 
+plan=FILE trains a plan of `recemb advise`, on its data set and backbone unless others are given.
 experiment=tradeoff sweeps all methods at four budgets; given again, it goes on where it was stopped. A sweep makes
 hydra.launcher.jobs runs at a time (1; null: one for each core), in folders of hydra.sweep.dir.
+experiment=tuned_tradeoff does the same and chooses the learning rates of every run by eight trials on validation rows.
 
 Every option is given as name=value. --cfg job prints the composed configuration, --hydra-help what Hydra adds.
 """
@@ -69,6 +75,7 @@ def train_help() -> str:
     parts += ["Options of a run:", _columns(_run_options())]
     parts += [*_choices("dataset", "synthetic"), *_choices("table", "full"), *_choices("model", "dlrm")]
     parts += ["Training:", _columns(_rows(options_of(TrainerConfig), "trainer."))]
+    parts += ["Tuning:", _columns(_rows(options_of(TuneConfig), "tune."))]
     return "\n".join(parts)
 
 
@@ -231,7 +238,7 @@ def _run_options() -> list[tuple[str, str]]:
     return groups + [
         row
         for row in _rows(options_of(RunConfig), "")
-        if row[0].split("=")[0] not in ("dataset", "table", "model", "trainer")
+        if row[0].split("=")[0] not in ("dataset", "table", "model", "trainer", "tune")
     ]
 
 

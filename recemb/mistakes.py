@@ -58,8 +58,8 @@ def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
         return f"{text.removeprefix('Error merging override').strip()}: {why}."
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas or = "
-            "needs quotes of its own."
+            f"{error.override!r} cannot be read: options are given as name=value; a value with spaces, commas, = or "
+            "letters beyond ASCII needs quotes of its own."
         )
     if text.startswith("Ambiguous value"):
         advice = "sweep with -m" if verb == "train" else f"recemb {verb} takes one"

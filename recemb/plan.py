@@ -131,6 +131,9 @@ class Plan:
         parameters: the small trained weights.
         constants: bytes of each constant, by name.
         totals: sums over all of them.
+        data: where the data set was, `{"name", "path"}`; training takes it from there unless told otherwise.
+        model: the backbone's `name` and its options; training takes it unless told otherwise.
+        advice: how the plan was chosen (`recemb.advice.record`), None where somebody named the method.
     """
 
     schema: int
@@ -146,6 +149,9 @@ class Plan:
     parameters: list[PlannedParameter]
     constants: dict[str, int]
     totals: Totals
+    data: dict[str, str]
+    model: dict[str, Any]
+    advice: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Write the plan as plain JSON types."""
@@ -160,6 +166,7 @@ def make_plan(
     *,
     precision: str = "fp32",
     dataset: str = "",
+    path: str = "",
 ) -> Plan:
     """Lay a method out for the features of a data set.
 
@@ -170,22 +177,36 @@ def make_plan(
         budget: serving bytes, as `parse_budget` reads them; None takes the sizes as configured.
         precision: how rows are held once served; a budget counts their bytes in it.
         dataset: name of the data set, for the plan.
+        path: where it is.
 
     Raises:
         RecembError: the budget or an option does not fit these features.
     """
     specs = table_specs(features, model, precision)
-    fitted = sized(table, budget, specs)
-    layout = fitted.layout(specs)
+    return plan_of(specs, sized(table, budget, specs), model, budget, dataset=dataset, path=path)
+
+
+def plan_of(
+    specs: Sequence[TableSpec],
+    table: TableConfig,
+    model: ModelConfig,
+    budget: str | int | float | None = None,
+    *,
+    dataset: str = "",
+    path: str = "",
+    advice: dict[str, Any] | None = None,
+) -> Plan:
+    """Say what a table, its sizes set, holds for logical tables; see `make_plan`, and `Plan` for `advice`."""
+    layout = table.layout(specs)
     return Plan(
         schema=PLAN_SCHEMA,
         dataset=dataset,
         budget=None if budget is None else str(budget),
         budget_bytes=None if budget is None else parse_budget(budget, total_full_bytes(specs)),
         embedding_dim=model.embedding_dim,
-        precision=precision,
-        table=config_to_dict(fitted),
-        learned=fitted.learns,
+        precision=specs[0].precision,
+        table=config_to_dict(table),
+        learned=table.learns,
         features=_features(specs, layout),
         tables=_tables(specs, layout),
         parameters=[
@@ -199,6 +220,9 @@ def make_plan(
         ],
         constants={name: tensor.nbytes for name, tensor in layout.constants.items()},
         totals=_totals(specs, layout),
+        data={"name": dataset, "path": path},
+        model=model.to_dict(),
+        advice=advice,
     )
 
 

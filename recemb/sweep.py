@@ -2,56 +2,29 @@
 
 import contextlib
 import hashlib
-import itertools
-import logging
 import math
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import cloudpickle
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from recemb.options import RecembError
+from recemb.record import metric_text
+from recemb.workers import Outcome, Sweep, Workers
 
 _MEMORY_OF_A_JOB = 3 << 30
-_SECONDS_TO_STOP = 30
 _LONGEST_NAME = 120
-_LOG = "train.log"
-
-
-class Outcome(NamedTuple):
-    """What came of one job.
-
-    Attributes:
-        failure: in a sentence, None where there was none.
-        impossible: the failure is that the method cannot be made as small as asked, which ends no trade-off.
-        record: of the run, where there is one.
-        fresh: the run was not complete before.
-        reader_gone: whoever read what the command prints has gone.
-    """
-
-    failure: str | None = None
-    impossible: bool = False
-    record: dict[str, Any] | None = None
-    fresh: bool = True
-    reader_gone: bool = False
 
 
 @dataclass
@@ -95,7 +68,7 @@ class SideBySide(Launcher):
         """Run the jobs, and say of each what came of it.
 
         Raises:
-            RecembError: a number of jobs makes no sense, or a process was killed from outside.
+            RecembError: a number of jobs makes no sense, or several processes were killed from outside.
         """
         setup_globals()
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
@@ -104,47 +77,26 @@ class SideBySide(Launcher):
         given = [set(overrides) for _, overrides in numbered]
         overview = _Overview(len(numbered), set.intersection(*given) if len(given) > 1 else set(), SideBySide.say)
         returned = []
-        for done in self._one_by_one(numbered) if jobs == 1 else self._at_a_time(numbered, jobs):
-            outcome = done.return_value  # what the job raised is raised here
-            returned.append(done)
-            if isinstance(outcome, Outcome):
-                self.outcomes.append(outcome)
-                overview.add(done.overrides or [], outcome)
+        # Closed before anything goes on past an error, so that nobody goes on behind the sweep's back.
+        with contextlib.closing(self._one_by_one(numbered) if jobs == 1 else self._at_a_time(numbered, jobs)) as ended:
+            for done in ended:
+                outcome = done.return_value  # what the job raised is raised here
+                returned.append(done)
+                if isinstance(outcome, Outcome):
+                    self.outcomes.append(outcome)
+                    overview.add(done.overrides or [], outcome)
         overview.close()
         return returned
 
-    def _one_by_one(self, numbered: list[tuple[int, Sequence[str]]]) -> Iterator[JobReturn]:
+    def _one_by_one(self, numbered: list[tuple[int, Sequence[str]]]) -> Generator[JobReturn, None, None]:
+        sweep = Sweep(self._context, self._task, self._config)
         for count, (number, overrides) in enumerate(numbered, start=1):
             SideBySide.say(f"\n[{count}/{len(numbered)}] {' '.join(filter_overrides(overrides))}")
-            yield _run(self._context, self._task, self._config, number, overrides)
+            yield sweep.run(number, overrides)
 
-    def _at_a_time(self, numbered: list[tuple[int, Sequence[str]]], jobs: int) -> Iterator[JobReturn]:
-        cores = max(1, len(os.sched_getaffinity(0)) // jobs)
-        state = Singleton.get_state()
-        # Spawned, since forked processes cannot use what torch's threads hold.
-        with ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(cores,)
-        ) as pool:
-            left, running = iter(numbered), set[Future[bytes]]()
-            try:
-                while True:
-                    for number, overrides in itertools.islice(left, jobs - len(running)):
-                        # Configurations hold what pickle alone does not take.
-                        job = cloudpickle.dumps((state, self._context, self._task, self._config, number, overrides))
-                        running.add(pool.submit(_run_elsewhere, job))
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for one in done:
-                        yield cloudpickle.loads(one.result())
-            except BrokenProcessPool as error:
-                raise RecembError(
-                    "a run was killed from outside, perhaps for its memory, which ends the sweep. Start it again with "
-                    "resume=true, which leaves completed runs alone, and with fewer hydra.launcher.jobs."
-                ) from error
-            except BaseException:
-                _interrupt(running)
-                raise
+    def _at_a_time(self, numbered: list[tuple[int, Sequence[str]]], jobs: int) -> Generator[JobReturn, None, None]:
+        workers = Workers(jobs, threads=max(1, len(os.sched_getaffinity(0)) // jobs))
+        return workers.run(Sweep(self._context, self._task, self._config), numbered)
 
 
 def register_launcher(say: Callable[[str], None]) -> None:
@@ -167,76 +119,6 @@ def folder_name(*parts: Any) -> str:
         digest = hashlib.sha256(str(overrides).encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
     return "".join(f"{int(one):03d}-" for one in number) + name
-
-
-def _run(
-    context: HydraContext, task: TaskFunction, config: DictConfig, number: int, overrides: Sequence[str]
-) -> JobReturn:
-    """Run one job as Hydra's own launcher does."""
-    one: DictConfig = context.config_loader.load_sweep_config(config, list(overrides))
-    with open_dict(one):
-        one.hydra.job.id = number
-        one.hydra.job.num = number
-    return run_job(
-        hydra_context=context, task_function=task, config=one, job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )  # fmt: skip
-
-
-def _start_worker(threads: int) -> None:
-    """Prepare a process for jobs; between them it is the sweep that is interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def _run_elsewhere(job: bytes) -> bytes:
-    """Run one job in a process of its own; what it says goes to train.log in its folder."""
-    state, context, task, config, number, overrides = cloudpickle.loads(job)
-
-    def quietly(composed: DictConfig) -> Any:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        log = folder / _LOG
-        with log.open("w", encoding="utf-8") as file:
-            for handler in logging.getLogger().handlers:
-                if isinstance(handler, logging.StreamHandler):
-                    handler.setStream(file)
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                outcome = task(composed)
-        if isinstance(outcome, Outcome) and outcome.impossible:
-            log.unlink()
-            folder.rmdir()  # there was no run
-        return outcome
-
-    setup_globals()
-    Singleton.set_state(state)
-    signal.signal(signal.SIGINT, _interrupt_once)
-    try:
-        done = _run(context, quietly, config, number, overrides)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    done.cfg = done.hydra_cfg = None  # nobody reads them, and they would be sent back
-    sent: bytes = cloudpickle.dumps(done)
-    return sent
-
-
-def _interrupt_once(number: int, frame: Any) -> None:
-    """Stop a job; a second signal, as a terminal and the sweep each send one, does not disturb its last words."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.default_int_handler(number, frame)
-
-
-def _interrupt(running: set["Future[bytes]"]) -> None:
-    """Stop the jobs that are running, and give them time to write what became of their runs."""
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGINT)
-    _, deaf = wait(running, timeout=_SECONDS_TO_STOP)
-    if deaf:
-        for worker in workers:
-            worker.kill()
 
 
 def _with_baseline(jobs: Sequence[Sequence[str]], baseline: Mapping[str, Any]) -> list[Sequence[str]]:
@@ -301,16 +183,17 @@ class _Overview:
     def _completed(self, name: str, outcome: Outcome) -> str:
         record = outcome.record
         assert record is not None
-        valid = record["metrics"]["valid"]
-        if self._best is None or valid["logloss"] < self._best[0]:
-            self._best = (valid["logloss"], name)
+        auc, logloss = (record["metrics"]["valid"][metric] for metric in ("auc", "logloss"))
+        if logloss is not None and (self._best is None or logloss < self._best[0]):
+            self._best = (logloss, name)
         if not outcome.fresh:
             self._counts["complete already"] += 1
         took = f"{record['seconds']:.0f} s" if outcome.fresh else "complete already"
-        parts = [f"kept {record['kept']:.4g}, valid AUC {valid['auc']:.4f}, logloss {valid['logloss']:.4f}, {took}"]
+        parts = [f"kept {record['kept']:.4g}, valid AUC {metric_text(auc)}, logloss {metric_text(logloss)}, {took}"]
         if left := self._left():
             parts.append(f"about {left} left")
-        parts.append(f"best so far {self._best[0]:.4f} ({self._best[1]})")
+        if self._best is not None:
+            parts.append(f"best so far {self._best[0]:.4f} ({self._best[1]})")
         return "; ".join(parts)
 
     def _left(self) -> str:

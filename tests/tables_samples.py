@@ -33,6 +33,7 @@ class Variant(NamedTuple):
 
 # A part more of pq is a byte more for every id of a table.
 VARIANTS = [Variant(method.name, method.name, coarse=method.name == "pq") for method in list_tables()] + [
+    Variant("auto-projected", "auto", {"project": True}),
     Variant("hashing-plain", "hashing", {"threshold": 0}),
     Variant("mixed_dimension-feature", "mixed_dimension", {"blocks": "feature"}),
     Variant("mixed_dimension-powers", "mixed_dimension", {"power_of_two": True, "num_blocks": 16}, coarse=True),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recemb import RecembError
-from recemb.budget import format_bytes, largest_within, parse_budget
+from recemb.budget import TooSmallBudgetError, format_bytes, largest_within, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,6 @@ def test_what_is_a_budget(text: object, expected: int):
         "nan",
         "1e400x",
         "1e99999999",
-        "1e-30",
         "1_000",
         "1.0000001",
     ],
@@ -51,6 +50,13 @@ def test_what_is_a_budget(text: object, expected: int):
 def test_what_is_none(text: str):
     with pytest.raises(RecembError, match="is not a budget"):
         parse_budget(text, 1_000_000)
+
+
+@pytest.mark.parametrize("text", ["1/1000001", 9e-7, "1e-30", "0.5B", "0.0001 KiB"])
+def test_what_is_less_than_a_byte(text: object):
+    with pytest.raises(TooSmallBudgetError, match=r"^budget=.* is less than a byte"):
+        parse_budget(text, 1_000_000)
+    assert parse_budget("1/1000000", 1_000_000) == parse_budget("1B", 1_000_000) == 1
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 40), st.integers(0, 30_000))

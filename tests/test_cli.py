@@ -21,6 +21,7 @@ from recemb.config import GROUPS
 from recemb.options import options_of
 from recemb.training.metrics import binary_metrics
 from recemb.training.record import RunFolder
+from recemb.training.tune_config import TuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["trainer.batch_size=256", "trainer.epochs=1", "trainer.evaluations_per_epoch=2"]
@@ -69,6 +70,8 @@ def test_help_names_every_method_and_every_option(capsys: pytest.CaptureFixture[
             for option in options_of(node):
                 assert f"  {group}.{option.name}=" in said
                 assert option.help
+    for option in options_of(TuneConfig):
+        assert f"  tune.{option.name}=" in said
     assert main(["prepare", "--help"]) == 0
     assert "on_bad_rows=error" in capsys.readouterr().out
 
@@ -92,17 +95,35 @@ def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
         (["train", "tabel=hashing"], "there is no option 'tabel'. Did you mean table?"),
         (["train", "trainer.lrr=1"], "there is no option 'trainer.lrr'. Did you mean trainer.lr?"),
         (["train", "table.rows=3"], "the chosen table= has no option 'table.rows'"),
-        (["train", "table=hashin"], "there is no table 'hashin'. Known: compositional, frequency, full, hashing,"),
+        (
+            ["train", "table=hashin"],
+            "there is no table 'hashin'. Known: auto, compositional, frequency, full, hashing,",
+        ),
         (["train", "dataset=nope"], "there is no dataset 'nope'. Known: avazu, criteo, criteo_kaggle_shape, "),
         (["train", "model=dcn"], "there is no model 'dcn'. Known: autoint, dcn_v2, deepfm, dlrm, fnn, ipnn,"),
         (["train", "model=dcn_v2", "model.structure=x"], "model.structure=x is not known; choose stacked or parallel."),
         (
             ["train", "experiment=nope"],
-            "there is no experiment 'nope'. Known: baselines, demo, tradeoff, unified_movielens.",
+            "there is no experiment 'nope'. Known: baselines, demo, tradeoff, tuned_tradeoff, unified_movielens.",
         ),
         (["train", "trainer.lr=abc"], "trainer.lr=abc: Value 'abc'"),
         (["train", "seed=1.5"], "seed=1.5: Value '1.5'"),
         (["train", "trainer.lr=-1"], "trainer.lr=-1.0 must be a positive number."),
+        (["train", "tune.trails=4"], "there is no option 'tune.trails'. Did you mean tune.trials?"),
+        (["train", "tune.trials=-1"], "tune.trials=-1 chooses nothing; it must be 0, or at least 2"),
+        (
+            ["train", "tune.trials=1"],
+            "tune.trials=1 chooses nothing; it must be 0, or at least 2, the first of which takes",
+        ),
+        (["train", "tune.lr=[0.1]"], "tune.lr=[0.1] is no range; give a lowest and a higher positive rate"),
+        (["train", "tune.lr=[0.1,0.01]"], "tune.lr=[0.1, 0.01] is no range; give a lowest and a higher positive rate"),
+        (["train", "tune.table_lr=[0,1]"], "tune.table_lr=[0.0, 1.0] is no range; give a lowest and a higher positive"),
+        (["train", "tune.table_lr=[1,inf]"], "tune.table_lr=[1.0, inf] is no range"),
+        (["train", "tune.lr=0.1"], "tune.lr=0.1: Invalid value assigned"),
+        (
+            ["train", "tune.trials=4", "trainer.lr=0.1"],
+            "trainer.lr=0.1, which the first trial takes, lies outside of tune.lr=[0.0003,0.02]; widen the range",
+        ),
         (["train", "trainer.table_optimizer=adam"], "there is no table optimizer 'adam'. Known: rowwise_adagrad"),
         (["train", "budget=2/0"], "budget=2/0 is not a budget"),
         (["train", "budget=lots"], "budget=lots is not a budget"),

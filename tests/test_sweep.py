@@ -1,5 +1,6 @@
 """Sweeps: several runs at a time come to what one after the other does, and the same command goes on."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from command_line import recemb
 
 from recemb.sweep import _with_baseline, folder_name
 
+LONG = ("table=full", "trainer.epochs=500", "trainer.patience=100000")
 SMALL = ("trainer.epochs=1", "trainer.evaluations_per_epoch=2", "trainer.batch_size=200")
 
 
@@ -28,6 +31,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))}
+
+
+@contextlib.contextmanager
+def two_at_a_time(*options: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a sweep into `runs`, and leave no process of it behind."""
+    command = [sys.executable, "-m", "recemb", "train", "-m", *options, "hydra.launcher.jobs=2", "hydra.sweep.dir=runs"]
+    with subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(reached: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def workers(process: "subprocess.Popen[str]") -> list[int]:
+    """Find the processes that a sweep has started for its jobs."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 def test_a_trade_off_side_by_side_comes_to_the_same_and_goes_on(data: str, tmp_path: Path):
@@ -59,15 +88,29 @@ def test_a_trade_off_side_by_side_comes_to_the_same_and_goes_on(data: str, tmp_p
         assert one["metrics"]["test"] == pytest.approx(others[name]["metrics"]["test"], abs=1e-5)
 
     # One run is missing and one has failed: the same command makes those two, and looks at the others only.
-    gone, failed = sorted(found)[::7]
+    gone, undefined, *_, failed = sorted(found)
     shutil.rmtree(tmp_path / "alone" / gone)
     (tmp_path / "alone" / failed / "run.json").write_text(json.dumps(others[failed] | {"status": "failed"}))
+    # Data of one class has no AUC; what somebody keeps in a folder stays there.
+    metrics = {split: others[undefined]["metrics"][split] | {"auc": None} for split in ("valid", "test")}
+    (tmp_path / "alone" / undefined / "run.json").write_text(json.dumps(others[undefined] | {"metrics": metrics}))
+    log = tmp_path / "alone" / undefined / "train.log"
+    log.write_text("what it said before\n")
+    impossible = [tmp_path / "alone" / one.replace("hashing", "full") for one in found if "1_64" in one]
+    for folder in impossible:
+        folder.mkdir(exist_ok=True)
+        (folder / "notes").touch()
     again = recemb("train", "-m", *sweep, "hydra.launcher.jobs=2", "hydra.sweep.dir=alone", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "6 complete already" in again.stderr
+    assert "2 too small a budget" in again.stderr
+    assert "valid AUC undefined, logloss 0." in again.stderr
+    assert log.read_text().startswith("what it said before\n")
+    assert "test AUC undefined, logloss 0." in log.read_text()
     made = records(tmp_path / "alone")
     assert {one["status"] for one in made.values()} == {"completed"}
     assert {name for name in made if made[name]["seconds"] != others[name]["seconds"]} == {gone, failed}
+    assert [[path.name for path in folder.iterdir()] for folder in impossible] == [["notes"], ["notes"]]
 
 
 def test_a_run_that_fails_ends_no_sweep_and_is_told(data: str, tmp_path: Path):
@@ -89,16 +132,12 @@ def test_only_impossible_runs_are_a_failure(data: str, tmp_path: Path):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_leaves_records_that_say_so(data: str, tmp_path: Path, stop: signal.Signals):
-    command = [sys.executable, "-m", "recemb", "train", "-m", data, "table=full", "seed=0,1,2", "trainer.epochs=500",
-               "trainer.patience=100000", "hydra.launcher.jobs=2", "hydra.sweep.dir=runs"]  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("runs/*/events*"))) < 2:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
+    with two_at_a_time(data, "seed=0,1,2", *LONG, cwd=tmp_path) as process:
+        until(lambda: len(list(tmp_path.glob("runs/*/events*"))) == 2, process)
         time.sleep(1)
-        os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
+        for _ in range(3):  # whoever is impatient gets no less
+            os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
+            time.sleep(0.3)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said[-2000:]
     assert "interrupted" in said
@@ -110,6 +149,48 @@ def test_a_stop_leaves_records_that_say_so(data: str, tmp_path: Path, stop: sign
                    "trainer.patience=100000", f"hydra.run.dir='runs/{folder}'", cwd=tmp_path)  # fmt: skip
     assert "another run is going on" not in again.stderr
     assert "trainer.steps=None, not 20" in again.stderr
+
+
+def test_a_stop_while_processes_start_ends_them_without_a_word(data: str, tmp_path: Path):
+    with two_at_a_time(data, "seed=0,1,2", *LONG, cwd=tmp_path) as process:
+        until(lambda: workers(process), process)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said[-2000:]
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert "Process SpawnProcess" not in said
+    assert {one["status"] for one in records(tmp_path / "runs").values()} <= {"interrupted"}
+
+
+def test_a_run_that_is_killed_ends_no_sweep(data: str, tmp_path: Path):
+    small = ("trainer.epochs=4", "trainer.batch_size=40", "trainer.patience=1000")
+    with two_at_a_time(data, "table=full", "seed=0,1,2", *small, cwd=tmp_path) as process:
+        until(lambda: len(list(tmp_path.glob("runs/*/events*"))) == 2, process)
+        os.kill(workers(process)[0], signal.SIGKILL)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said[-2000:]
+    assert "the run was killed from outside, perhaps for its memory; give the same command again" in said
+    assert "3 of 3 runs" in said
+    assert "1 failed" in said
+    assert sorted(one["status"] for one in records(tmp_path / "runs").values()) == ["completed", "completed", "running"]
+
+
+def test_a_sweep_whose_runs_are_all_killed_ends(data: str, tmp_path: Path):
+    killed = set[int]()
+    with two_at_a_time(data, "seed=0,1,2,3,4,5,6,7", *LONG, cwd=tmp_path) as process:
+        until(lambda: workers(process), process)
+        while process.poll() is None:
+            for one in set(workers(process)) - killed:
+                os.kill(one, signal.SIGKILL)
+                killed.add(one)
+            time.sleep(0.05)
+        said = process.communicate()[1]
+    assert process.returncode == 2, said[-2000:]
+    assert 3 <= len(killed) <= 5
+    assert "which ends the sweep. Start it again with resume=true" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("jobs", ["0", "-3"])

@@ -65,7 +65,14 @@ def prepare(
         tqdm.write(summary, file=sys.stderr)
     else:
         log.info(summary)
+    _warn_of_one_label(config.path, meta["positive_rate"])
     return PreparedDataset.open(config.path)
+
+
+def _warn_of_one_label(path: str, positive_rate: dict[str, float]) -> None:
+    splits = [("training", positive_rate["train"]), ("test", positive_rate["test"])]
+    if found := [f"all {name} rows have label {rate:.0f}" for name, rate in splits if rate in (0, 1)]:
+        log.warning("%s: %s; nothing is learnt from one label, and there is no AUC.", path, ", and ".join(found))
 
 
 def _bytes_needed(source: RowSource) -> int:

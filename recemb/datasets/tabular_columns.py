@@ -201,6 +201,10 @@ def _check(columns: Columns, where: str) -> None:
     for column, name in columns.rename.items():
         if name not in columns.needed:
             raise RecembError(f"{where} renames {column!r} to {name!r}, which is named nowhere else; name it.")
+    for name, count in Counter(columns.rename.values()).items():
+        if count > 1:
+            listed = " and ".join(repr(column) for column, feature in columns.rename.items() if feature == name)
+            raise RecembError(f"{where} renames {listed} to {name!r}; a feature is one column, so name them apart.")
 
 
 _REASONS: list[tuple[Callable[[str], bool], str]] = [

@@ -93,6 +93,11 @@ class Table:
         if self._columns.header:
             return self._columns.header, 0
         block = next(_whole_rows(path, _HEADER_BYTES, self._columns.quoting))
+        if not block.text.removeprefix(_BYTE_ORDER_MARK).strip():
+            raise RecembError(
+                f"{path} begins with nothing but blanks; its first line must name the columns, or header in "
+                "dataset.columns."
+            )
         lines = io.StringIO(block.text.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", errors="replace"), newline="")
         quote = '"' if self._columns.quoting else None
         quoting: Literal[0, 3] = header_csv.QUOTE_MINIMAL if quote else header_csv.QUOTE_NONE
@@ -106,6 +111,10 @@ class Table:
         names, lines = self._header(path)
         for block in _whole_rows(path, self._block_bytes, self._columns.quoting):
             text = block.text.removeprefix(_BYTE_ORDER_MARK) if block.first_line == 1 else block.text
+            if block.first_line == 1 and b"\n" not in text and b"\r" in text.rstrip():
+                raise RecembError(
+                    f"{path} has lines that end in CR alone; write it with LF or CRLF at the ends of its lines."
+                )
             if block.first_line == 1:
                 text = b"".join(text.split(b"\n", lines)[lines:])
                 block = block._replace(first_line=1 + lines)

@@ -33,7 +33,8 @@ def inspect_dataset(
     """Find out what a data set says about each of its categorical features.
 
     Reads the columns of the features once, in groups whose counters fit in memory. A single feature that does not fit
-    is counted by itself, and a note says how much that took. Validation labels are used for what a feature tells about
+    is counted by itself, and a note says how much that took; another one names a feature without any value in training
+    rows, of which there are no facts. Validation labels are used for what a feature tells about
     the label, test labels for nothing.
 
     Args:
@@ -43,7 +44,7 @@ def inspect_dataset(
         progress: show a bar on stderr.
 
     Raises:
-        RecembError: there are no training rows, or no categorical features, or a file is damaged.
+        RecembError: there are no training rows, or no categorical features with values in them, or a file is damaged.
     """
     features = dataset.features
     if not features:
@@ -56,9 +57,17 @@ def inspect_dataset(
     total = len(groups) * (sum(rows.values()) + (rows["train"] if raw else 0))
     rates = {split: _positive_rate(dataset, split) for split in ("train", "valid")}
     found: list[FeatureFacts] = []
+    empty: list[str] = []
     with rows_bar(total, "inspect") if progress else tqdm(disable=True) as bar:
         for group in groups:
-            found += _Group(dataset, group, rates["train"] or 0.0, embedding_dim, bar).facts()
+            counted = _Group(dataset, group, rates["train"] or 0.0, embedding_dim, bar)
+            found += counted.facts()
+            empty += counted.empty
+    if not found:
+        raise RecembError(
+            f"no categorical feature of {dataset.path} has a value in any training row, so there is nothing to say of "
+            "them; see whether their columns are the right ones."
+        )
     return DatasetFacts(
         schema=FACTS_SCHEMA,
         dataset=dataset.meta["dataset"],
@@ -70,7 +79,7 @@ def inspect_dataset(
         positive_rate=rates,
         full_bytes=sum(one.full_bytes for one in found),
         features=found,
-        notes=list(_notes(features, groups, memory_bytes, rows)),
+        notes=[*_notes(features, groups, memory_bytes, rows), *map(_note_of_empty, empty)],
     )
 
 
@@ -109,6 +118,10 @@ def _notes(
             yield f"there are no {'validation' if split == 'valid' else split} rows, so what needs them is left out"
 
 
+def _note_of_empty(name: str) -> str:
+    return f"{name} has no value in any training row, so that nothing is said of it; models gain nothing from it"
+
+
 def _positive_rate(dataset: PreparedDataset, split: str) -> float | None:
     rows = dataset.num_rows(split)
     positives = sum(int(labels.sum(dtype=np.int64)) for labels, _ in read_cells(dataset, split, []))
@@ -116,7 +129,11 @@ def _positive_rate(dataset: PreparedDataset, split: str) -> float | None:
 
 
 class _Group:
-    """Counts some features of a data set together: one pass over each split, and one more where ids are raw."""
+    """Counts some features of a data set together: one pass over each split, and one more where ids are raw.
+
+    Attributes:
+        empty: those without a value in any training row, of which there are no facts.
+    """
 
     def __init__(
         self, dataset: PreparedDataset, indices: Sequence[int], rate: float, embedding_dim: int, bar: "tqdm"
@@ -127,6 +144,7 @@ class _Group:
         self._embedding_dim = embedding_dim
         self._bar = bar
         self._counted = [Counted(dataset, index) for index in indices]
+        self.empty: list[str] = []
 
     def facts(self) -> list[FeatureFacts]:
         """Count, and give what is known of each."""
@@ -143,7 +161,8 @@ class _Group:
         for _, columns in self._read("test"):
             for one, cells in zip(self._counted, columns, strict=True):
                 np.add.at(one.test, one.ids(cells), 1)
-        return [self._facts_of(one, base_logloss) for one in self._counted]
+        self.empty = [one.feature.name for one in self._counted if not one.counts.any()]
+        return [self._facts_of(one, base_logloss) for one in self._counted if one.counts.any()]
 
     def _read(self, split: str) -> Iterator[tuple[np.ndarray, list[Cells]]]:
         return read_cells(self._dataset, split, self._indices, self._bar)
@@ -169,11 +188,6 @@ class _Group:
 
     def _facts_of(self, one: Counted, base_logloss: float | None) -> FeatureFacts:
         feature, counts, cells = one.feature, one.counts, int(one.counts.sum())
-        if cells == 0:
-            raise RecembError(
-                f"feature {feature.name} of {self._dataset.path} has no value in any training row, so nothing can be "
-                "said of it; prepare the data without it."
-            )
         test_cells = int(one.test.sum())
         return FeatureFacts(
             name=feature.name,

@@ -37,7 +37,9 @@ def inspection_text(inspection: Inspection) -> str:
     lines += [*_wrapped(FACTS_LEGEND), "", *_paragraphs(findings(facts))]
     if inspection.plan is not None and inspection.sharing is not None:
         order = {feature.name: place for place, feature in enumerate(facts.largest_first)}
-        features = sorted(inspection.sharing.features, key=lambda one: order[one.name])
+        features = sorted(
+            (one for one in inspection.sharing.features if one.name in order), key=lambda one: order[one.name]
+        )
         rows = [SHARING_HEAD, *map(sharing_row, features), total_row(inspection.sharing)]
         lines += ["", *_wrapped(plan_title(inspection.plan)), "", *_aligned(rows), *_wrapped(SHARING_LEGEND), ""]
         lines += _paragraphs(sharing_findings(inspection.sharing))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recemb.options import RecembError, option
-from recemb.packing.serving import ServingTables
+from recemb.packing.serving import ServingTables, full_vectors
 from recemb.plan import sized, table_specs
 from recemb.report.bootstrap import compare_two
 from recemb.tables.base import Approximation, TableConfig, TableSpec
@@ -25,11 +25,10 @@ from recemb.training.run import first_record, outcome, write_predictions
 from recemb.training.stages import how_it_went
 from recemb.training.trainer import Trainer
 from recemb.training.trainer_config import TrainerConfig
+from recemb.training.tuning import as_trained
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
-
-_IDS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,6 +87,7 @@ def compress_run(
     record = first_record(config, run.dataset, command, table or made.method.config)
     before = run.record["config"].get("compressed", run.record["method"])
     record["config"]["compressed"] = f"{before}, {finetuning.steps} steps" if finetuning.steps else before
+    record |= {"tuning": run.record["tuning"]} if "tuning" in run.record else {}
     new = RunFolder(folder, overwrite=overwrite)
     clock = time.monotonic()
     new.start(record)
@@ -101,21 +101,6 @@ def compress_run(
         _measure(run, config, new, record, built, finetuning)
         new.forget_unfinished()
     return record
-
-
-def full_vectors(tables: ServingTables) -> list[Tensor]:
-    """Give every id's vector, whatever the method holds for it: (V, D) float32 of each logical table."""
-    for spec in tables.specs:
-        if spec.raw_ids:
-            raise RecembError(
-                f"the ids of {spec.name} are raw values, any 64-bit number, so their vectors cannot be listed; only "
-                "the precision can be changed (--precision)."
-            )
-    with torch.no_grad():
-        return [
-            torch.cat([tables.vectors(index, ids) for ids in torch.arange(spec.num_embeddings).split(_IDS_AT_ONCE)])
-            for index, spec in enumerate(tables.specs)
-        ]
 
 
 def _approximated(
@@ -180,7 +165,7 @@ def _measure(
 ) -> None:
     """Train on if asked, keep the weights, and compare with the run on the same test rows."""
     if finetuning.steps:
-        tuning = _tuning(config.trainer, finetuning, run.dataset.num_rows("train"))
+        tuning = _tuning(as_trained(config.trainer, run.record), finetuning, run.dataset.num_rows("train"))
         trainer = Trainer(built, run.dataset, tuning, config.seed, new.path, tries_start=True)
         try:
             trainer.fit()

@@ -27,6 +27,9 @@ class Place(NamedTuple):
     first: int
 
 
+_IDS_AT_ONCE = 1 << 16
+
+
 class RowStore(nn.Module):
     """Rows of one width, held in one way; see `recemb.tables.precision`."""
 
@@ -341,3 +344,18 @@ def places(tables: Sequence[PhysicalTable]) -> list[Place]:
         found.append(Place(store, used.get(store, 0)))
         used[store] = found[-1].first + table.rows
     return found
+
+
+def full_vectors(tables: ServingTables) -> list[Tensor]:
+    """Give every id's vector, whatever the method holds for it: (V, D) float32 of each logical table."""
+    for spec in tables.specs:
+        if spec.raw_ids:
+            raise RecembError(
+                f"the ids of {spec.name} are raw values, any 64-bit number, so their vectors cannot be listed; only "
+                "the precision can be changed (--precision)."
+            )
+    with torch.no_grad():
+        return [
+            torch.cat([tables.vectors(index, ids) for ids in torch.arange(spec.num_embeddings).split(_IDS_AT_ONCE)])
+            for index, spec in enumerate(tables.specs)
+        ]

@@ -36,7 +36,7 @@ def findings(section: Section) -> list[str]:
             f"The best reachable on these test rows is AUC {score(section.ceiling.auc)} "
             f"and logloss {score(section.ceiling.logloss)}."
         )
-    lines.append(_unusable(section.analysis.unusable))
+    lines += [_tuned(section), _unusable(section.analysis.unusable)]
     return [line for line in lines if line]
 
 
@@ -137,6 +137,26 @@ def _calibration(section: Section) -> str:
         f"Mean prediction over observed rate: {min(ratios):.3f} to {max(ratios):.3f}. Largest expected calibration "
         f"error: {worst.error:.4f} ({point.label}); right probabilities would show {worst.noise:.4f} by chance."
     )
+
+
+def _tuned(section: Section) -> str:
+    """Say by how many trials learning rates were chosen, and warn where points had not the same chances."""
+    points_of: dict[int, dict[str, None]] = {}
+    for point in section.points:
+        for run in point.runs:
+            points_of.setdefault(run.trials, {})[point.label] = None
+    if len(points_of) > 1:
+        listed = "; ".join(
+            f"{plural(trials, 'trial')}: {_some(list(points_of[trials]))}" for trials in sorted(points_of)
+        )
+        return (
+            "Learning rates were chosen on validation rows by different numbers of trials, so that differences between "
+            f"points are not those of the methods alone: {listed}."
+        )
+    (trials,) = points_of
+    if not trials:
+        return ""
+    return f"The learning rates of every run were chosen by {plural(trials, 'trial')} on validation rows."
 
 
 def _unusable(reasons: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+from recemb.record import FREE_TO_CHANGE
 from recemb.report.analysis import FULL, Analysis
 from recemb.report.records import LeftOut, Run, Scores
 from recemb.report.statistics import Difference, Spread, difference, pareto_front, spread
@@ -17,6 +18,9 @@ from recemb.report.statistics import Difference, Spread, difference, pareto_fron
 NARROWER = "full, narrower"
 BASELINES = (FULL, NARROWER, "frequency", "hashing")  # in the order legends and tables name them
 
+_RANGES = ("tune.lr", "tune.table_lr")  # of one value they go without saying: the number of trials tells lines apart
+_CIRCUMSTANCES = {"seed", "budget", "overwrite", "resume", "plan"}  # a plan's table and precision are in the config
+_FREE_TO_CHANGE = {f"trainer.{name}" for name in FREE_TO_CHANGE}
 _PATH_KEYS = {"out", "output", "folder", "path", "root", "dir", "directory"}
 _PATH_ENDINGS = tuple(f"_{key}" for key in _PATH_KEYS)
 Item = TypeVar("Item")
@@ -153,9 +157,10 @@ def group(runs: Sequence[Run]) -> tuple[list[Section], list[LeftOut]]:
 
 
 def options_of_run(config: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten a nested config to dotted names and texts, without seeds, budgets and places on a disk.
+    """Flatten a nested config to dotted names and texts, without what says where, how or which time a run was.
 
-    The options of the data set are not among them: its fingerprint says what they came to.
+    That is seeds, budgets, places on a disk, and what a run may be resumed with others of. The options of the data set
+    are not among them either: its fingerprint says what they came to.
 
     Example:
         >>> options_of_run({"seed": 3, "table": {"width": 8}, "data_dir": "/somewhere"})
@@ -167,7 +172,7 @@ def options_of_run(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, dict) and value:
             for key in sorted(value):
                 visit(f"{prefix}.{key}" if prefix else key, value[key])
-        elif not _is_circumstance(prefix.rpartition(".")[2], value):
+        elif not _is_circumstance(prefix, value):
             found[prefix] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
     visit("", {key: value for key, value in config.items() if key != "dataset"})
@@ -175,9 +180,10 @@ def options_of_run(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _is_circumstance(key: str, value: Any) -> bool:
-    """Whether an option says where or which time a run was, not what it was."""
-    if key in {"seed", "budget", "overwrite"} | _PATH_KEYS or key.endswith(_PATH_ENDINGS):
+def _is_circumstance(name: str, value: Any) -> bool:
+    """Whether an option, by its dotted name, says where, how or which time a run was, not what it was."""
+    key = name.rpartition(".")[2]
+    if name in _FREE_TO_CHANGE or key in _CIRCUMSTANCES | _PATH_KEYS or key.endswith(_PATH_ENDINGS):
         return True
     return isinstance(value, str) and (value.startswith("~/") or PurePath(value).is_absolute())
 
@@ -224,11 +230,12 @@ def _telling(groups: Sequence[Sequence[Run]]) -> tuple[set[str], set[str], dict[
     tables of one size: else it may be what makes the size. What a budget made of the options does not count.
     """
     options = [options_of_run(runs[0].asked) for runs in groups]
-    varying = _varying(options)
+    unsaid = {name for name in _RANGES if len({one[name] for one in options if name in one}) == 1}
+    varying = _varying(options) - unsaid
     apart = {name for name in varying if not name.startswith("table.")}
     for (runs, one), (others, other) in combinations(zip(groups, options, strict=True), 2):
         if _same_size(runs[0], others[0]):
-            apart |= _varying([one, other])
+            apart |= _varying([one, other]) - unsaid
     lines = list(dict.fromkeys(tuple(each.get(name) for name in sorted(apart)) for each in options))
     usual = {}
     if len(lines) > 2:

@@ -42,6 +42,16 @@ The schema, version 1 (`null` or an absent key where something is not known):
                    "history": [[int, float], ...],      evaluations so far, best validation AUC so far
                    "widths": {"C1": int, ...}},         floats of a row, of the best; not read here
                   {"name": "retrain", ...}]             like "supernet"
+    tuning       how the learning rates were chosen, absent where they are as the config has them
+                 {"trials": int, "ranges": {"lr": [float, float], "table_lr": [float, float]},
+                  "monitor": "logloss" | "auc",         what is better on validation rows
+                  "tried": [{"lr": float, "table_lr": float,       every trial, the config's own rates first
+                             "valid": {...} | null, "seconds": float,   null where the loss became no number,
+                             "error": str}, ...],                       and then alone why
+                  "best": {"trial": int,                whose training is the run's, from 1; null before it is known
+                           "lr": float, "table_lr": float}}             the rates that the run was trained with
+    advice       how the table was chosen, absent where it was named: see `recemb.advice.record`; beside that
+                 {"asked": {"precision": "fp32"}}       what was asked for where the choice has another
     versions     {"torch": "2.13.0+cpu", ...}
     dataset_fingerprint   equal only for identical prepared data
     started      ISO 8601 time
@@ -58,7 +68,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recemb.options import RecembError
-from recemb.record import RECORD, SCHEMA
+from recemb.record import RECORD, SCHEMA, asked_options
 from recemb.report import values
 from recemb.report.structure import Stage, Structure, read_stages, read_structure
 from recemb.report.values import HIGHEST_INTEGER
@@ -151,6 +161,7 @@ class Run:
     rows_per_second: float | None
     structure: Structure | None
     stages: tuple[Stage, ...]
+    trials: int
     config: dict[str, Any]
     asked: dict[str, Any]
     folder: Path | None = None
@@ -213,7 +224,6 @@ def check(record: Record) -> Run | LeftOut:
     assert seed is not None
     config = record.value("config")
     config = config if isinstance(config, dict) else {}
-    asked_table = record.value("asked_table")
     return Run(
         name=record.name,
         method=record.label("method"),
@@ -243,8 +253,9 @@ def check(record: Record) -> Run | LeftOut:
         rows_per_second=record.number("throughput", "train_rows_per_second"),
         structure=read_structure(record.value("structure")),
         stages=read_stages(record.value("stages")),
+        trials=max(record.whole("tuning", "trials") or 0, 0),
         config=config,
-        asked=config | {"table": asked_table} if isinstance(asked_table, dict) and config else config,
+        asked=asked_options(config, record.value("asked_table"), record.value("advice")),
         folder=record.folder,
     )
 
@@ -279,6 +290,8 @@ def _why_not_plausible(record: Record) -> str | None:
     ):
         counted = isinstance(low, int)
         found = record.whole(*path) if counted else record.number(*path)
+        if found is None and path[-1] == "auc" and record.number("data", "positive_rate", "test") in (0, 1):
+            return "completed, but all its test rows have the same label, so that it has no AUC"
         if found is None:
             kind = "whole" if counted else "finite"
             return f"completed, but {'.'.join(path)} is missing or not a {kind} number"

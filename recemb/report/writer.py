@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,14 +170,14 @@ def _findings(sections: Sequence[Section]) -> list[str]:
 
 
 def _nothing_to_show(records: Sequence[Record], left_out: Sequence[LeftOut]) -> str:
-    first = left_out[0]
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
+    counts = Counter(record.status for record in records)
+    completed = {record.name for record in records if record.status == "completed"}
+    first = min(left_out, key=lambda each: (each.run not in completed, each))
+    advice = "mend what the completed ones were made from" if completed else "finish at least one run"
     found = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return (
         f"none of the {words.plural(len(records), 'record')} found can be shown ({found}); "
-        f"the first, {first.run}: {first.reason}; finish at least one run"
+        f"the first, {first.run}: {first.reason}; {advice}"
     )
 
 

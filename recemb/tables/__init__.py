@@ -12,4 +12,5 @@ from recemb.tables import (  # noqa: F401 - importing a method registers it; the
     pep,
     magnitude,
     pq,
+    auto,
 )

@@ -18,7 +18,6 @@ as in the paper, which bounds what can be saved.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,16 +28,8 @@ from torch import Tensor
 
 from recemb.budget import largest_within
 from recemb.options import RecembError, option
-from recemb.tables.base import (
-    Approximation,
-    CompressedTable,
-    DenseParameter,
-    Layout,
-    PhysicalTable,
-    TableConfig,
-    TableSpec,
-)
-from recemb.tables.blocks import block_of
+from recemb.tables.base import Approximation, Layout, TableConfig, TableSpec
+from recemb.tables.blocks import BlockedTable, Run, blocked_layout
 from recemb.tables.projection import factorized, narrower, projection, widened, with_shared_row
 from recemb.tables.registry import register
 
@@ -151,43 +142,18 @@ class MixedDimensionConfig(TableConfig):
     def _layout(self, specs: Sequence[TableSpec], blocks: list[list[Block]]) -> Layout:
         hottest = max(block.popularity for of_spec in blocks for block in of_spec) or 1.0
         left = self.wider or 0
-        tables: list[PhysicalTable] = []
-        parameters: list[DenseParameter] = []
-        lookups: list[list[int]] = []
-        first: list[int] = []
-        ends: list[int] = []
-        for index, (spec, of_spec) in enumerate(zip(specs, blocks, strict=True)):
-            lookups.append([])
-            runs, left = self._runs(spec, of_spec, hottest, left)
-            ends.append(runs[-1][1])
-            for number, (start, end, width) in enumerate(runs):
-                name = spec.name if len(runs) == 1 else f"{spec.name}:{number}"
-                lookups[index].append(len(tables))
-                tables.append(spec.physical(end - start, width, name))
-                first.append(start)
-                if width < spec.embedding_dim:
-                    parameters.append(projection(f"projection:{name}", spec, index, width))
-        split = len(tables) > len(specs)
-        drops = any(end < spec.num_embeddings for spec, end in zip(specs, ends, strict=True))
-        constants: dict[str, Tensor] = {}
-        if split:
-            # Numbers for the ids of all tables, one table's after the other's, so that one search finds blocks.
-            before = [0, *itertools.accumulate(spec.num_embeddings for spec in specs)]
-            of_lookup = [index for index, of_spec in enumerate(lookups) for _ in of_spec]
-            constants["before"] = torch.tensor(before[:-1])
-            constants["first"] = torch.tensor(
-                [before[index] + start for index, start in zip(of_lookup, first, strict=True)]
-            )
-        if drops:
-            constants["ends"] = torch.tensor(ends)
-        return Layout(
-            tables=tables,
-            lookups=lookups,
-            dims=[spec.embedding_dim for spec in specs],
-            constants=constants,
-            parameters=parameters,
-            alternatives=split,
-        )
+        runs: list[list[Run]] = []
+        for spec, of_spec in zip(specs, blocks, strict=True):
+            found, left = self._runs(spec, of_spec, hottest, left)
+            runs.append([Run(*one, spec.precision, spec.init_std) for one in found])
+        layout = blocked_layout(specs, runs)
+        parameters = [
+            projection(f"projection:{layout.tables[table].name}", spec, index, layout.tables[table].dim)
+            for index, (spec, lookups) in enumerate(zip(specs, layout.lookups, strict=True))
+            for table in lookups
+            if layout.tables[table].dim < spec.embedding_dim
+        ]
+        return dataclasses.replace(layout, parameters=parameters)
 
     def _runs(
         self, spec: TableSpec, blocks: list[Block], hottest: float, wider: int
@@ -254,24 +220,8 @@ def _equally_popular(counts: Tensor, num_blocks: int) -> list[Block]:
     summary="popular ids have wide rows, rare ones narrow rows and a projection",
     paper="Ginart et al., Mixed Dimension Embeddings, ISIT 2021, arXiv 1909.11810",
 )
-class MixedDimensionTable(CompressedTable):
+class MixedDimensionTable(BlockedTable):
     """Looks an id up in the block it belongs to and projects its row to full width."""
-
-    before: Tensor
-    first: Tensor
-    ends: Tensor
-
-    def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
-        """The row of an id is the id, where every table is one block; ids without a row read row 0."""
-        return torch.where(ids < self.ends[lookup], ids, 0) if self.layout.constants else ids
-
-    def route(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the block of each id; ids without a row read row 0 of the first block."""
-        if "ends" in self.layout.constants:
-            ids = torch.where(ids < self.ends[spec], ids, 0)
-        numbers = ids + self.before[spec]
-        table = block_of(self.first, numbers)  # one block a table, in the order of the specs
-        return table, numbers - self.first[table]
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Project the row of a table that is one block."""

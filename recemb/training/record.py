@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from recemb.options import RecembError
-from recemb.record import PREDICTIONS, RECORD
+from recemb.record import PREDICTIONS, RECORD, asked_options
 from recemb.training.processes import is_first, on_first
 from recemb.training.trainer_config import FREE_TO_CHANGE
 
@@ -23,9 +23,12 @@ STRUCTURE = "kept.parquet"
 CHECKPOINT = "checkpoint"
 UNFINISHED = "unfinished"
 PROJECTOR = "projector"
+TUNING = "tuning"
+ADVICE = "advice"
+TRIAL_RECORD = "trial.json"
 _STAGES = "stages"
 _OURS = (
-    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES, UNFINISHED, PROJECTOR,
+    RECORD, "config.yaml", PREDICTIONS, STRUCTURE, _STAGES, UNFINISHED, PROJECTOR, TUNING, ADVICE,
     CHECKPOINT, f"{CHECKPOINT}.partial", f"{CHECKPOINT}.replaced",
 )  # fmt: skip
 _UNFINISHED = ("running", "failed", "interrupted")
@@ -47,6 +50,8 @@ class RunFolder:
         RecembError: the folder cannot be written, or holds a completed run, one still going, one with other options
             than the run that would resume it, or other things.
     """
+
+    record_name = RECORD
 
     def __init__(self, path: Path, *, overwrite: bool, resumes: dict[str, Any] | None = None) -> None:
         self.path = path
@@ -71,13 +76,15 @@ class RunFolder:
 
     def forget_unfinished(self) -> None:
         """Remove what only going on with the run needed."""
-        for name in (_STAGES, UNFINISHED):
+        for name in (_STAGES, UNFINISHED, TUNING, ADVICE):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _go_on(self, earlier: dict[str, Any], record: dict[str, Any]) -> None:
         """Take over what an earlier run of the same options has finished."""
         now = json.loads(json.dumps(_finite(record)))
-        then_options, now_options = (_flat(one.get("config")) for one in (earlier, now))
+        then_options, now_options = (
+            _flat(asked_options(one.get("config"), one.get("asked_table"), one.get("advice"))) for one in (earlier, now)
+        )
         free = {"resume", "overwrite", *(f"trainer.{name}" for name in FREE_TO_CHANGE)}
         for name in sorted({*then_options, *now_options} - free):
             if then_options.get(name) != now_options.get(name):
@@ -90,11 +97,13 @@ class RunFolder:
         if earlier["status"] == "completed":
             self.completed = earlier
             return
-        for name in ("stages", "structure"):
+        for name in ("stages", "structure", "tuning", "advice"):
             if name in earlier:
                 record[name] = earlier[name]
-        stages = sum(stage["seconds"] for stage in earlier.get("stages", []))
-        record["seconds"] = max(earlier.get("seconds") or 0.0, stages)
+        tried = [earlier.get(name, {}).get("tried", []) for name in ("tuning", "advice")]
+        finished = (earlier.get("stages", []), *tried)
+        seconds = [sum(one["seconds"] for one in each) for each in finished]
+        record["seconds"] = max(earlier.get("seconds") or 0.0, *seconds)  # the best trial's stages are the run's own
 
     def _claim(self) -> None:
         """Lock the folder for as long as this object lives; the system lets go when a process dies."""
@@ -136,7 +145,7 @@ class RunFolder:
 
     def write(self, record: dict[str, Any]) -> None:
         """Write the record; a number that JSON has no word for becomes null."""
-        with self.replacing(RECORD) as partial:
+        with self.replacing(self.record_name) as partial:
             text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
@@ -164,6 +173,33 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+
+class TrialFolder(RunFolder):
+    """The folder of a trial, below that of its run, which is claimed; the first process alone writes.
+
+    The record has a name of its own, so that nobody who looks for runs takes it for one.
+
+    Args:
+        path: the folder; made if missing.
+    """
+
+    record_name = TRIAL_RECORD
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.completed = None
+        on_first(lambda: path.mkdir(parents=True, exist_ok=True))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the trial's record."""
+        if is_first():
+            super().write(record)
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let something be written to a path, and move it to `name` once that is done."""
+        if is_first():
+            super().save(name, write)
 
 
 class Bystander(RunFolder):
@@ -221,6 +257,15 @@ def open_folder(path: Path, record: dict[str, Any], *, overwrite: bool, resume: 
     record.clear()
     record.update(told)
     return Bystander(path, completed)
+
+
+def read_trial(path: Path) -> dict[str, Any] | None:
+    """Read a trial's record; None where there is none."""
+    try:
+        found = json.loads((path / TRIAL_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, Any]:

@@ -25,18 +25,21 @@ from recemb.datasets import PreparedDataset, prepare
 from recemb.datasets.prepared import META, refuse_other_data
 from recemb.options import RecembError
 from recemb.plan import sized, table_specs
+from recemb.plan_file import Planned
 from recemb.record import PREDICTIONS, SCHEMA
-from recemb.tables.base import Layout, TableConfig
-from recemb.tables.precision import round_rows_
+from recemb.tables.auto import AutoConfig
+from recemb.tables.base import Layout, TableConfig, TableSpec
 from recemb.tables.pruned import PrunedConfig
 from recemb.tables.registry import config_to_dict, method_of
-from recemb.training.build import build, count_bytes
+from recemb.training.build import count_bytes
 from recemb.training.processes import gather_rows, is_first, on_first, together, world_size
-from recemb.training.record import RunFolder, open_folder
+from recemb.training.record import ADVICE, RunFolder, open_folder
 from recemb.training.sharding import describe, held_as_asked, plan_lines
-from recemb.training.stages import Stages, Start, how_it_went, merge_bytes, of_training, stage_record
+from recemb.training.stages import before_last, how_it_went, merge_bytes, note_last
 from recemb.training.tensorboard import check_projector, log_end
 from recemb.training.trainer import Trainer
+from recemb.training.trials import take_over
+from recemb.training.tuning import Tuning, used_rates
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(config: "RunConfig", folder: Path, command: str = "", asked: Collection[str] = ()) -> dict[str, Any]:
+def train(
+    config: "RunConfig", folder: Path, command: str = "", asked: Collection[str] = (), planned: Planned | None = None
+) -> dict[str, Any]:
     """Train and test one model, leaving a record whatever happens.
 
     Args:
@@ -53,6 +58,7 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         command: the command line that repeats the run, for the record.
         asked: names of the data set's options that somebody gave, even where they equal the default; data that was
             prepared otherwise is refused.
+        planned: a plan that says the table, its sizes, the budget and the precision, whatever the config does.
 
     Returns:
         The record, as in run.json.
@@ -62,13 +68,21 @@ def train(config: "RunConfig", folder: Path, command: str = "", asked: Collectio
         KeyboardInterrupt: passed on after the record says `interrupted`.
     """
     with together():
-        return _train(config, folder, command, asked)
+        return _train(config, folder, command, asked, planned)
 
 
-def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[str]) -> dict[str, Any]:
+def _train(
+    config: "RunConfig", folder: Path, command: str, asked: Collection[str], planned: Planned | None
+) -> dict[str, Any]:
     dataset = _open_together(config, asked)
+    if planned is not None:
+        config = dataclasses.replace(config, table=planned.table, precision=planned.precision, budget=planned.budget)
     specs = table_specs(dataset.features, config.model, config.precision)
-    table = sized(config.table, config.budget, specs)
+    if planned is None:
+        table = sized(config.table, config.budget, specs)
+    else:
+        planned.check_fits(specs)
+        table = config.table
     layout = table.layout(specs)  # options that do not fit these tables are told before anything is written
     config.model.check_widths(layout.dims)
     if isinstance(table, PrunedConfig):
@@ -78,6 +92,8 @@ def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[st
     check_projector(config.trainer.projector, dataset)
     held_as_asked(config.trainer.sharding)
     record = first_record(dataclasses.replace(config, table=table), dataset, command, config.table)
+    if planned is not None:
+        record |= {"method": planned.method} | ({"advice": planned.advice} if planned.advice else {})
     run = open_folder(folder, record, overwrite=config.overwrite, resume=config.resume)
     if run.completed is not None:
         log.info("%s is completed already.", folder)
@@ -85,10 +101,11 @@ def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[st
     clock = time.monotonic() - record["seconds"]
     run.start(record)
     with outcome(run, record, clock):
-        if isinstance(table, PrunedConfig):
-            start = Stages(config, table, specs, dataset, run, record).learn()
-        else:
-            start = Start(build(config, dataset, specs, table), config.trainer)
+        if isinstance(table, AutoConfig) and table.wants_trials(config.budget) and planned is None:
+            config, table, specs = _advised(config, table, dataset, run, record)
+        if config.tune.trials:
+            config = Tuning(config, table, specs, dataset, run, record).choose()
+        start = before_last(config, table, specs, dataset, run, record)
         _, tables, runs = start.built
         record["kept"] = tables.kept
         record["bytes"] = merge_bytes(count_bytes(start.built), record["bytes"])
@@ -109,14 +126,34 @@ def _train(config: "RunConfig", folder: Path, command: str, asked: Collection[st
         try:
             started = time.monotonic()
             _fit_and_test(trainer, record, run)
-            if isinstance(table, PrunedConfig):
-                record["stages"].append(stage_record(table.stages[-1], started, **of_training(trainer)))
+            note_last(table, record, started, trainer)
         finally:
             record |= how_it_went(trainer)
             trainer.close()
         record["memory"] = {"peak_bytes_per_process": peak_memory()}
     run.forget_unfinished()  # once the record says that nobody will go on with it
     return record
+
+
+def _advised(
+    config: "RunConfig", table: AutoConfig, dataset: PreparedDataset, run: RunFolder, record: dict[str, Any]
+) -> tuple["RunConfig", TableConfig, list[TableSpec]]:
+    """Let trials choose the table, and go on with what the best one has trained."""
+    from recemb.advice.advise import Advisor, new_advice  # which trains, and so stands above this
+
+    advice = record.setdefault("advice", new_advice(table.trials, config.trainer.monitor))
+    advisor = Advisor(config, dataset, run.path / ADVICE, advice, lambda: run.write(record))
+    chosen = advisor.choose()
+    log.info("table=auto: %s", advice["because"])
+    _, found, precision = chosen.candidate
+    advice.setdefault("asked", {"precision": config.precision})
+    record["config"] |= {"table": config_to_dict(found), "precision": precision}
+    run.write(record)
+    # Tuning trains with other rates, and begins anew.
+    if chosen.trial is not None and not config.tune.trials:
+        take_over(run, record, chosen.trial)
+        config = dataclasses.replace(config, resume=True, overwrite=False)
+    return dataclasses.replace(config, table=found, precision=precision), found, chosen.specs
 
 
 def _open_together(config: "RunConfig", asked: Collection[str]) -> PreparedDataset:
@@ -250,12 +287,7 @@ def _fit_and_test(trainer: Trainer, record: dict[str, Any], run: RunFolder) -> N
     On validation they were measured when they were kept, and are again where serving rounds them.
     """
     record["metrics"]["valid"] = trainer.fit().best
-    if record["config"]["precision"] != "fp32":
-        with torch.no_grad():
-            for tables in trainer.collections:
-                weights = tables.weights
-                round_rows_(tables.method.layout.tables, weights)
-                tables.write(weights)
+    if trainer.round_as_served():
         record["metrics"]["valid"], _, _ = trainer.evaluate("valid")
     record["metrics"]["test"], labels, logits = trainer.evaluate("test")
     write_predictions(run, labels, logits)
@@ -279,7 +311,7 @@ def _log_hparams(trainer: Trainer, record: dict[str, Any]) -> None:
         {
             "method": record["method"], "budget": record["budget"] or "none", "kept": record["kept"],
             "dataset": record["dataset"], "model": record["model"], "seed": record["seed"],
-            "lr": config["trainer"]["lr"], "table_lr": config["trainer"]["table_lr"],
+            **used_rates(record),
             "batch_size": config["trainer"]["batch_size"],
         },
         {f"test/{name}": value for name, value in test.items()} | {f"best/{name}": v for name, v in valid.items()},

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
-from recemb.tables.base import TableSpec
+from recemb.tables.base import TableConfig, TableSpec
 from recemb.tables.initial import init_uniform_
 from recemb.tables.pruned import PackedTable, PrunedConfig
 from recemb.tables.pruning import PruningTable
@@ -247,6 +247,29 @@ def _first_rows(dataset: PreparedDataset, rows: int, batch_size: int) -> Iterato
         if rows < 0:
             return
         yield batch
+
+
+def before_last(
+    config: "RunConfig",
+    table: TableConfig,
+    specs: list[TableSpec],
+    dataset: PreparedDataset,
+    run: RunFolder,
+    record: dict[str, Any],
+) -> Start:
+    """Do what a run does before its last stage, for most methods nothing, and build what that stage trains.
+
+    The arguments are those of `Stages`.
+    """
+    if isinstance(table, PrunedConfig):
+        return Stages(config, table, specs, dataset, run, record).learn()
+    return Start(build(config, dataset, specs, table), config.trainer)
+
+
+def note_last(table: TableConfig, record: dict[str, Any], clock: float, trainer: Trainer) -> None:
+    """Write the last of several stages into the record, if it is not there yet; it began at `clock`."""
+    if isinstance(table, PrunedConfig) and len(record["stages"]) < len(table.stages):
+        record["stages"].append(stage_record(table.stages[-1], clock, **of_training(trainer)))
 
 
 def stage_record(name: str, clock: float, **results: Any) -> dict[str, Any]:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # Reading a loss waits for the device, so it is done once in a while and not every step.
 _STEPS_PER_LOOK = 20
-# The thread that writes events looks at its queue so often at least. A Ctrl-C while it is woken may lose the wake-up, and
-# closing the writer would then wait for torch's two minutes.
+# The thread that writes events looks at its queue so often at least. A Ctrl-C while it is woken may lose the wake-up,
+# and closing the writer would then wait for torch's two minutes.
 _SECONDS_TO_FLUSH = 5
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from recemb.options import RecembError, option
+from recemb.record import FREE_TO_CHANGE as FREE_TO_CHANGE  # of these options
 from recemb.tables.storage import FusedOptimizer
 from recemb.training.processes import local_rank
 from recemb.training.sharding import check_sharding
@@ -99,16 +100,3 @@ class TrainerConfig:
         if self.device == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", local_rank() % torch.cuda.device_count())
-
-
-FREE_TO_CHANGE = (
-    "device",
-    "sharding",
-    "cache_share",
-    "pipeline",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "projector",
-)
-"""Options that an unfinished run may be resumed with others of: what is trained does not depend on them."""

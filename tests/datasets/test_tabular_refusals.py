@@ -94,6 +94,8 @@ def test_rows_of_too_few_values_and_other_broken_files(tmp_path):
         (b"a,b\n1,2\n", "has no column 'clicked'; it has 'a', 'b'"),
         (b"clicked," + lines[0] + lines[1], "has 2 columns named 'clicked'"),
         (b"", "is empty"),
+        (b" \n\n  ", "c.csv begins with nothing but blanks; its first line must name the columns"),
+        (b"".join(lines).replace(b"\n", b"\r"), "has lines that end in CR alone; write it with LF or CRLF"),
     ):
         source.write_bytes(content)
         with pytest.raises(RecembError, match=words):
@@ -142,6 +144,7 @@ def test_a_name_that_cannot_be_is_refused_and_can_be_another(tmp_path, name):
         ({"dense": {"price": "sqrt"}}, "the transform of price is 'sqrt'; it must be one of log, none"),
         ({"separator": "||"}, "separator is '||'; it must be one character"),
         ({"rename": {"a": "b"}}, "renames 'a' to 'b', which is named nowhere else"),
+        ({"rename": {"a": "user", "b": "user"}}, "renames 'a' and 'b' to 'user'; a feature is one column"),
         ({"quoting": "no"}, "quoting is 'no'; it must be true or false"),
         ({"split": {"column": "clicked"}}, "split and label are both the column 'clicked'"),
     ],
@@ -168,6 +171,23 @@ def test_a_yaml_file_that_cannot_be_read(tmp_path, text, words):
         prepared(tmp_path, samples.write_csv(tmp_path / "c.csv", samples.make_rows(60)), str(path))
     with pytest.raises(RecembError, match=r"dataset.columns is not given; name a YAML file"):
         prepared(tmp_path, str(tmp_path / "c.csv"), "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [({"train": 0, "valid": 0, "test": 1}, "all training rows have label 0, and all test rows have label 1; "),
+     ({"train": None, "valid": None, "test": 0}, "all test rows have label 0; nothing is learnt from one label"),
+     ({"train": None, "valid": 1, "test": None}, "")],
+)  # fmt: skip
+def test_rows_of_one_label_are_told(tmp_path, caplog, labels, told):
+    rows = samples.make_rows(90)
+    for number, row in enumerate(rows):
+        row["part"] = samples.SPLITS[number % 3]
+        row["clicked"] = number // 3 % 2 if labels[row["part"]] is None else labels[row["part"]]
+    prepared(tmp_path, samples.write_csv(tmp_path / "c.csv", rows))
+    warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warned) == bool(told)
+    assert told in "".join(warned)
 
 
 def test_splits_that_lack_rows_are_told(tmp_path, monkeypatch):

@@ -72,6 +72,16 @@ def test_a_page_that_needs_nothing_else(folder, tmp_path, capsys):
     assert {"features", "plan", "sharing"} <= document.keys()
 
 
+def test_a_feature_without_values_is_left_out(tmp_path, capsys):
+    labels, single, multi = draw_rows(300)
+    data = prepared(tmp_path / "data", labels, single, multi | {"nothing": [[] for _ in labels]}).path
+    assert main(["inspect", str(data), "table=frequency", "budget=1/2", "--out", "out"]) == 0
+    text = capsys.readouterr().out
+    assert "Nothing has no value in any training row" in " ".join(text.split())
+    assert not re.search(r"^nothing ", text, re.MULTILINE)
+    assert text.count("\nwide ") == text.count("\ntags ") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -8,6 +8,7 @@ from inspection_samples import draw_rows, prepared
 
 from recemb.datasets import PreparedDataset
 from recemb.inspection import inspect_dataset
+from recemb.inspection.findings import findings
 from recemb.inspection.statistics import SMOOTHING
 from recemb.options import RecembError
 
@@ -151,9 +152,27 @@ def test_everything_is_too_rare(tmp_path):
 
 def test_bags_without_a_value(tmp_path):
     labels = draw_rows(100)[0]
-    dataset = prepared(tmp_path / "out", labels, {}, {"tags": [[] for _ in range(100)]})
-    with pytest.raises(RecembError, match=r"feature tags .* has no value in any training row"):
-        inspect_dataset(dataset)
+    nothing = {"tags": [[] for _ in range(100)]}
+    with pytest.raises(RecembError, match=r"no categorical feature of .* has a value in any training row"):
+        inspect_dataset(prepared(tmp_path / "alone", labels, {}, nothing))
+    some, more = {"same": np.full(100, 7)}, {"bags": [[1, 2]] * 100}
+    facts = inspect_dataset(prepared(tmp_path / "out", labels, some, nothing | more))
+    assert facts.features == inspect_dataset(prepared(tmp_path / "without", labels, some, more)).features
+    assert facts.notes == [
+        "tags has no value in any training row, so that nothing is said of it; models gain nothing from it"
+    ]
+
+
+def test_drift_within_what_splits_vary_by_is_told_apart_from_none(tmp_path):
+    facts = inspect_dataset(prepared(tmp_path / "out", draw_rows(200)[0], {"same": np.full(200, 7)}))
+    (feature,) = facts.features
+    for excess, std, drifts in ((0.05, 0.03, False), (0.005, 0.001, False), (0.05, 0.01, True)):
+        drift = dataclasses.replace(feature.drift, excess=excess, expected_std=std)
+        changed = dataclasses.replace(facts, features=[dataclasses.replace(feature, drift=drift)])
+        said = " ".join(findings(changed))
+        assert ("the ids of 1 of 1 feature drift" in said) == drifts
+        none = "by more than 0.01 bits and more than three standard deviations of random splits."
+        assert (none in said) == (not drifts)
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])

@@ -42,6 +42,21 @@ def test_runs_that_differ_in_seed_and_paths_alone_are_one_point():
     assert not replaced
 
 
+def test_runs_that_were_resumed_or_made_on_another_machine_are_one_point():
+    runs = [record(seed=seed) for seed in range(5)]
+    runs[1] = changed(runs[1], "resume", True)
+    runs[2] = changed(changed(runs[2], "trainer.device", "cuda"), "trainer.checkpoint_minutes", 1.0)
+    runs[3] = changed(runs[3], "plan", "plans/best.json")
+    runs[4] = changed(runs[4], "trainer.device", "cpu")
+    (section,), replaced = grouped(*runs)
+    (point,) = section.points
+    assert point.auc.n == 5
+    assert not replaced
+    # Only the trainer's options of these names are free.
+    (section,), _ = grouped(*(changed(record(seed=seed), "table.device", seed) for seed in range(2)))
+    assert len(section.points) == 2
+
+
 @pytest.mark.parametrize(
     "other",
     [

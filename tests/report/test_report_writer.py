@@ -150,3 +150,19 @@ def test_markdown_has_a_row_a_point_and_hostile_names_stay_in_their_cell(tmp_pat
     assert len(rows) == 3
     assert len({len(re.split(r"(?<!\\)[|]", row)) for row in rows}) == 1
     assert "a\\|&lt;b>" in text
+
+
+def test_completed_runs_that_cannot_be_shown_are_not_told_to_finish(tmp_path):
+    undefined = record()
+    undefined["metrics"]["test"]["auc"] = None
+    undefined["data"]["positive_rate"]["test"] = 0.0
+    write(tmp_path / "runs" / "a", record(status="interrupted"))
+    write(tmp_path / "runs" / "b", undefined)
+    with pytest.raises(RecembError) as caught:
+        write_report([tmp_path / "runs"], tmp_path / "out")
+    said = str(caught.value)
+    assert "(1 completed, 1 interrupted); the first, b: completed, but all its test rows have the same label" in said
+    assert "finish" not in said
+    write(tmp_path / "runs" / "b", record(status="failed"))
+    with pytest.raises(RecembError, match="finish at least one run"):
+        write_report([tmp_path / "runs"], tmp_path / "out")
