@@ -1,10 +1,15 @@
 """What the README says is true: its table is fresh, its example runs, its new method works by adding one file."""
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,4 +81,35 @@ def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
 
 def test_the_python_commands_it_shows_exist():
     shown = set(re.findall(r"^recemb (\w+)", README, re.MULTILINE))
-    assert shown == {"plan", "prepare", "train", "compress", "export", "report"}
+    assert shown == {"plan", "prepare", "inspect", "advise", "train", "compress", "export", "report"}
+
+
+def test_a_table_of_one_s_own_goes_through_five_commands(tmp_path: Path):
+    """Five columns, one of several values, through the commands as they are shown."""
+    random = np.random.default_rng(0)
+    rows = 3000
+    users, items = (random.zipf(1.3, rows).clip(max=most) for most in (400, 150))
+    tags = ["|".join(f"t{one}" for one in random.integers(0, 30, random.integers(0, 4))) for _ in range(rows)]
+    clicked = random.random(rows) < 1 / (1 + np.exp(1.0 - (users % 3) + (items % 2)))
+    frame = {"clicked": clicked.astype(int), "user": users, "item": items, "tags": tags, "at": np.arange(rows)}
+    (tmp_path / "clicks").mkdir()
+    pd.DataFrame(frame).to_csv(tmp_path / "clicks" / "one.csv", index=False)
+    (tmp_path / "clicks.yaml").write_text(
+        'label: clicked\ncategorical: [user, item]\nmulti_valued: {tags: "|"}\nsplit: {time: at}\n'
+    )
+    section = README[README.index("## Your own data") :]
+    commands = re.findall(r"^recemb .*clicks.*", section, re.MULTILINE)
+    assert [shlex.split(one)[1] for one in commands] == ["prepare", "inspect", "advise", "train", "report", "export"]
+    for command in commands:
+        done = python("-m", *shlex.split(command), cwd=tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    plan = json.loads((tmp_path / "clicks.json").read_text())
+    record = json.loads((tmp_path / "runs" / "clicks" / "first" / "run.json").read_text())
+    assert record["bytes"]["tables_serving"] <= plan["budget_bytes"]
+    assert {one["name"] for one in plan["advice"]["features"]} == {"user", "item", "tags"}
+    served = python(
+        "-c",
+        "import recemb; print(recemb.load('carry').predict({'user': 3, 'item': 'never seen', 'tags': ['t1', 't7']}))",
+        cwd=tmp_path,
+    )
+    assert re.search(r"0\.\d+", served.stdout), served.stderr[-2000:]

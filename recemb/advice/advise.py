@@ -114,7 +114,7 @@ class Advisor:
                 table = dataclasses.replace(self.table, project=project).fit_to(self.specs, self.budget, worths)
             except TooSmallBudgetError:
                 continue  # projections alone are too much
-            yield Candidate("auto, projected" if project else "auto", table, self.config.precision)
+            yield Candidate("auto with projections" if project else "auto", table, self.config.precision)
 
     def _explained(self, planned: Candidate, tried: list[tuple[Candidate, int]], worths: Sequence[Worth]) -> Chosen:
         monitor = self.config.trainer.monitor

@@ -93,7 +93,7 @@ def _traffic(spec: TableSpec, last: int) -> str:
 
 def _worth_in_words(share: float, kept: float) -> str:
     of_all = "less than 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
-    return f"of all features' worth it has {of_all}, and keeps {100 * kept:.0f} % of that"
+    return f"of all features' worth it has {of_all}, and keeps {100 * kept:.1f} % of that"
 
 
 def because(best: int, candidates: Sequence[Candidate], tried: Sequence[dict[str, Any]], monitor: str) -> str:
@@ -106,7 +106,7 @@ def because(best: int, candidates: Sequence[Candidate], tried: Sequence[dict[str
     ]
     if not others:
         return f"{chosen}; no other table within the budget was trained."
-    return f"{chosen}, the best of {len(others) + 1} tables within the budget that were trained: {', '.join(others)}."
+    return f"{chosen}, the best of {len(others) + 1} tables within the budget that were trained: {'; '.join(others)}."
 
 
 def sizes_in_words(ids: int, features: int, table_bytes: int, full_bytes: int) -> str:

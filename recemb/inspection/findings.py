@@ -97,8 +97,8 @@ def _drift(facts: DatasetFacts) -> Iterator[str]:
     drifting = [one for one in known if one.drift is not None and one.drift.is_noticeable]
     if not drifting:
         yield (
-            "From training to test, no feature's ids drift, beyond what finite rows make up, by more than 0.01 bits and "
-            "more than three standard deviations of random splits."
+            "From training to test, no feature's ids drift, beyond what finite rows make up, by more than 0.01 bits "
+            "and more than three standard deviations of random splits."
         )
         return
     worst = max(drifting, key=lambda one: one.drift.excess if one.drift else 0.0)

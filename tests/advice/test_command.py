@@ -69,7 +69,7 @@ def test_trials_choose_and_what_they_trained_is_the_run(data: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "one go" / "run.json")
     advice = record["advice"]
-    assert [one["method"] for one in advice["tried"]] == ["full", "auto", "auto, projected", "mixed_dimension"]
+    assert [one["method"] for one in advice["tried"]] == ["full", "auto", "auto with projections", "mixed_dimension"]
     assert all("test" not in one for one in advice["tried"])
     within = [one for one in advice["tried"][1:] if one["valid"]]
     best = min(within, key=lambda one: one["valid"]["logloss"])
