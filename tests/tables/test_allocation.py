@@ -125,6 +125,16 @@ def test_more_bytes_cost_less():
     assert all(later <= earlier * 1.02 + 1e-9 for earlier, later in itertools.pairwise(costs))
 
 
+def test_rounding_is_no_free_lunch():
+    """With bytes for everything rows are whole; with fewer, bits go first, and only as far as they blur little."""
+    stops = block_stops(40)
+    worth = Worth(stops, np.ones((len(stops), 16)))
+    plan = allocate([worth], 40 * 16 * 4, "int2", nothing_beside, "a plan")
+    assert plan == [[Held(40, 16, "fp32")]]
+    held = {run.precision for run in allocate([worth], 40 * 20, "int2", nothing_beside, "a plan")[0]}
+    assert held <= {"int8", "int4"}
+
+
 def test_too_small_a_budget_names_the_least():
     worths = random_worths(0)
     with pytest.raises(TooSmallBudgetError, match=r"my plan cannot be made as small .* least possible is"):

@@ -61,6 +61,32 @@ def test_tables_of_one_block_each_pad_their_rows():
     assert tables.method.remap(ids, torch.zeros_like(ids)).tolist() == [0, 4, 0, 0]
 
 
+def test_narrow_rows_use_as_much_of_a_projection_as_they_are_wide():
+    specs = make_specs()
+    tables = CompressedEmbeddingBagCollection(specs, AutoConfig(plan=PLAN, project=True))
+    matrices = dict(tables.method.named_parameters())
+    assert {name: tuple(matrix.shape) for name, matrix in matrices.items()} == {
+        "projection:gender": (2, 16), "projection:city": (4, 16), "projection:item": (8, 16),
+        "projection:user": (1, 16),
+    }  # fmt: skip
+    plain = AutoConfig(plan=PLAN).layout(specs)
+    assert tables.method.layout.serving_bytes == plain.serving_bytes + (2 + 4 + 8 + 1) * 16 * 4
+    batch = make_batch(specs, bags=40)
+    out = tables(batch)
+    for index, spec in enumerate(specs):
+        weights = []
+        for table in tables.method.layout.lookups[index]:
+            rows = tables.weights[table].detach().numpy()
+            wide = rows.shape[1] == 16
+            weights.append(
+                rows if wide else rows @ matrices[f"projection:{spec.name}"].detach().numpy()[: rows.shape[1]]
+            )
+        plan = [[stop, 16, held] for stop, _, held in PLAN[spec.name]]
+        for bag, ids in enumerate(batch[spec.name].to_dense()):
+            wanted = sum((by_hand(plan, weights, int(one), 16) for one in ids), np.zeros(16))
+            np.testing.assert_allclose(out[spec.name][bag].detach().numpy(), wanted, atol=1e-6)
+
+
 def test_worth_by_frequency_by_hand():
     spec = TableSpec(name="a", num_embeddings=5, embedding_dim=3, counts=torch.tensor([1, 45, 25, 2, 2]))
     worth = by_frequency(spec)
