@@ -23,7 +23,7 @@ demo: setup
 	@$(RECEMB) report "$(DEMO)/runs" --out "$(DEMO)/report"
 
 test: setup
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	@.venv/bin/ruff format --check .

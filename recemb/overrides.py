@@ -42,9 +42,7 @@ def with_plan(arguments: list[str]) -> list[str]:
     given = [one for one in arguments if one.lstrip("+").startswith("plan=")]
     if not given:
         return arguments
-    override = OverridesParser.create().parse_override(given[-1])
-    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-    plans = [read_plan(str(value)) for value in values if value is not None]
+    plans = [read_plan(str(value)) for value in _values(given[-1]) if value is not None]
     if not plans:
         return arguments
     for argument in arguments:
@@ -61,8 +59,17 @@ def with_plan(arguments: list[str]) -> list[str]:
         if data.get("path") and "dataset.path" not in said:
             added.append(f"dataset.path={_quoted(data['path'])}")
     if model and "model" not in said:
-        added.append(f"model={model.pop('name')}")
-        added += [f"model.{name}={_quoted(value)}" for name, value in model.items() if f"model.{name}" not in said]
+        name = model.pop("name")
+        usual = {one.name: one.default for one in options_of(GROUPS["model"][name])} if name in GROUPS["model"] else {}
+        added.append(f"model={name}")
+        # What goes without saying would only lengthen the names of folders.
+        added += [
+            f"model.{key}={_quoted(value)}"
+            for key, value in model.items()
+            if f"model.{key}" not in said and usual.get(key) != value
+        ]
+    elif "model" in said and "model.embedding_dim" not in said:
+        added.append(f"model.embedding_dim={plans[0].embedding_dim}")
     return [*added, *arguments]
 
 
@@ -98,6 +105,17 @@ def flags_first(arguments: list[str]) -> list[str]:
 _FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
 )  # fmt: skip
+
+
+def _values(argument: str) -> list[Any]:
+    """Give the values that an option is given, several in a sweep."""
+    parser = OverridesParser.create()
+    (override,) = parser.parse_overrides([argument])
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_choice_sweep():
+        raise RecembError(f"{argument} cannot be read; name the files, plan=a.json,b.json.")
+    return [parser.parse_override(f"plan={one}").value() for one in override.sweep_string_iterator()]
 
 
 def _quoted(value: Any) -> str:

@@ -3,7 +3,7 @@
 From statistics alone one plan is made, block by block (`recemb.tables.auto`). With trials the first one trains full
 tables, whose vectors say what every block is worth; the second one trains the plan that is made of that, the third one
 the plan with projections; the others train single methods within the same budget. What is best on validation rows is
-chosen. Test rows are not looked at.
+chosen. No choice depends on test rows.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from recemb.tables.allocation import Worth
 from recemb.tables.auto import AutoConfig
 from recemb.tables.base import TableSpec, total_full_bytes
 from recemb.tables.full import FullConfig
+from recemb.tables.precision import PRECISIONS
 from recemb.training.processes import world_size
 from recemb.training.record import TrialFolder, read_trial
 from recemb.training.trainer import DivergedError
@@ -83,6 +84,7 @@ class Advisor:
         assert isinstance(table, AutoConfig)
         self.table: AutoConfig = dataclasses.replace(table, plan=None)
         self.specs = table_specs(dataset.features, config.model, config.precision)
+        self.coarsest = max(table.coarsest, config.precision, key=PRECISIONS.index)
         self.budget = parse_budget(config.budget, total_full_bytes(self.specs))
         if table.trials and world_size() > 1:
             raise RecembError(
@@ -97,11 +99,13 @@ class Advisor:
             RecembError: nothing can be made as small as asked, or no trial came to a usable model.
         """
         trials = self.table.trials
-        self.table.fit(self.specs, self.budget)  # says so if there is no such plan, before anything is trained
+        least = self.table.fit(self.specs, self.budget)  # says so if there is none, before anything is trained
+        if least.plan is None:
+            trials = 0  # the budget holds all of it
         tried: list[tuple[Candidate, int]] = []
         worths = self._pilot() if trials else self._told()
         planned = list(self._planned(worths))
-        others = single_methods(self.dataset.features, self.config.model, self.config.budget, self.table.coarsest)
+        others = single_methods(self.dataset.features, self.config.model, self.config.budget, self.coarsest)
         for number, candidate in enumerate(islice(chain(planned, others), max(trials - 1, 0)), start=2):
             self._try(number, candidate)
             tried.append((candidate, number))
@@ -123,7 +127,9 @@ class Advisor:
         usable = [n for n, trial in enumerate(of_trials) if trial["valid"]]
         chosen, trial = planned, None
         why = "made block by block from what a trained full table makes of the ids."
-        if not self.table.trials:
+        if planned.table.layout(self.specs).serving_bytes >= total_full_bytes(self.specs):
+            why = "the budget holds the full tables."
+        elif not self.table.trials:
             why = "made block by block from what the ids' frequencies and labels tell; nothing was trained."
         elif tried and not usable:
             raise RecembError(
@@ -198,7 +204,7 @@ class Advisor:
         return built
 
     def _coarsest(self, candidate: Candidate) -> str:
-        return self.table.coarsest if isinstance(candidate.table, AutoConfig) else candidate.precision
+        return self.coarsest if isinstance(candidate.table, AutoConfig) else candidate.precision
 
     def _announce(self, number: int) -> None:
         trial, monitor = self.advice["tried"][number - 1], self.config.trainer.monitor

@@ -86,8 +86,8 @@ def advise_parser() -> argparse.ArgumentParser:
         "plan is a file that `recemb train plan=PLAN` trains. Without trials it is made from how often ids occur and "
         "what they tell about the label. With trials the first one trains full tables, whose vectors then say what "
         "each block of ids is worth; the second and third train the plans made of that, without and with projections, "
-        "and each further one a single method within the same budget; what is best on validation rows is taken. Test "
-        "rows are not looked at. Stopped trials go on when the same command is given again.",
+        "and each further one a single method within the same budget; what is best on validation rows is taken. No "
+        "choice depends on test rows. Stopped trials go on when the same command is given again.",
     )
     parser.add_argument(
         "given",

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from recemb.budget import format_bytes
 from recemb.datasets import PreparedDataset
 from recemb.options import RecembError
 from recemb.plan import Plan, plan_of
+from recemb.record import FREE_TO_CHANGE, metric_text
 from recemb.tables.auto import AutoConfig
+from recemb.training.record import finite
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -37,6 +40,8 @@ def advise(asked: Asked, config: "RunConfig") -> Plan:
         RecembError: there is a plan in the file already, the file cannot be written, the data cannot be read, or
             nothing can be made as small as asked.
     """
+    if not asked.out.name or asked.out.is_dir():
+        raise RecembError(f"--out {asked.out} is no file's name; choose one such as plan.json.")
     if asked.out.exists() and not asked.overwrite:
         raise RecembError(f"{asked.out} is there already; choose another --out, or pass --overwrite.")
     dataset = PreparedDataset.open(asked.dataset)
@@ -53,7 +58,7 @@ def advise(asked: Asked, config: "RunConfig") -> Plan:
             config.model,
             asked.budget,
             dataset=dataset.meta["dataset"],
-            path=str(asked.dataset),
+            path=str(asked.dataset.expanduser().resolve()),
             advice=advice,
         )
         _write(asked.out, plan.to_dict())
@@ -77,15 +82,16 @@ def advice_text(plan: Plan, out: Path) -> str:
         f"  {one['name']:<{width}}  {format_bytes(one['bytes']):>8}  {one['sentence']}" for one in advice["features"]
     ]
     # Hydra reads quotes of its own, and the shell's are around them.
-    quoted = str(out) if re.fullmatch(r"[\w./-]+", str(out), re.ASCII) else f"'{out}'"
-    return "\n".join([*lines, "", f"plan: {out}", f"train it: recemb train plan={quoted}"])
+    plain = re.fullmatch(r"[\w./-]+", str(out), re.ASCII)
+    option = f"plan={out if plain else json.dumps(str(out), ensure_ascii=False)}"
+    return "\n".join([*lines, "", f"plan: {out}", f"train it: recemb train {shlex.quote(option)}"])
 
 
 def _trials(advice: dict[str, Any]) -> list[str]:
     rows = [("trained", "coarsest", "bytes", "valid logloss", "valid AUC", "seconds")]
     for one in advice["tried"]:
         valid = one["valid"]
-        metrics = ("no number", "") if valid is None else (f"{valid['logloss']:.4f}", f"{valid['auc']:.4f}")
+        metrics = ("no number", "") if valid is None else (metric_text(valid["logloss"]), metric_text(valid["auc"]))
         rows.append((one["method"], one["precision"], format_bytes(one["bytes"]), *metrics, f"{one['seconds']:.0f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -99,6 +105,8 @@ def _asked(config: "RunConfig", dataset: PreparedDataset) -> dict[str, Any]:
     """Everything that trials depend on."""
     values = {**config.to_dict(), "fingerprint": dataset.fingerprint}
     del values["dataset"]
+    values["table"] = {name: value for name, value in values["table"].items() if name != "trials"}
+    values["trainer"] = {name: value for name, value in values["trainer"].items() if name not in FREE_TO_CHANGE}
     return dict(json.loads(json.dumps(values)))
 
 
@@ -124,8 +132,13 @@ def _journal(asked: Asked, config: "RunConfig", dataset: PreparedDataset) -> Ite
         except OSError as error:
             raise RecembError(f"another advice is being made in {folder}; choose another --out.") from error
         earlier = _read(folder / _JOURNAL)
-        if earlier.get("asked") == _asked(config, dataset):
-            advice = earlier["advice"]
+        if earlier and earlier.get("asked") == _asked(config, dataset):
+            advice = {**earlier["advice"], "trials": table.trials, "tried": earlier["advice"]["tried"][: table.trials]}
+        elif earlier and not asked.overwrite:
+            raise RecembError(
+                f"{folder} holds unfinished trials of other options; give those again to go on, choose another "
+                "--out, or pass --overwrite."
+            )
         else:
             for path in folder.glob("[0-9][0-9][0-9]"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -147,7 +160,9 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         os.replace(partial, path)
     except OSError as error:
         raise RecembError(f"cannot write {path}: {error.strerror}.") from error

@@ -66,6 +66,8 @@ def kept_of(worth: Worth, runs: Sequence[Held]) -> float:
 def _in_words(spec: TableSpec, runs: Sequence[Held]) -> str:
     """Say which ids have rows, and how many of them how wide ones."""
     last, ids = runs[-1].stop, spec.num_embeddings
+    if last == 1 and ids > 1:
+        return f"none of {ids:,} ids has a row but the unknown's, which all read"
     who = f"all {ids:,} ids" if last == ids else f"{last:,} of {ids:,} ids{_traffic(spec, last)}"
     alike: Counter[tuple[int, str]] = Counter()
     start = 0

@@ -25,11 +25,11 @@ def worth_by_labels(specs: Sequence[TableSpec], facts: DatasetFacts) -> list[Wor
     A feature that tells nothing alone may still tell something with others, so that none gets less than a share of what
     the average one does. Within a feature ids are worth what their frequencies say (`by_frequency`).
     """
-    gains = [one.label.logloss_gain for one in facts.features]
-    if any(gain is None for gain in gains):
+    gains = {one.name: one.label.logloss_gain for one in facts.features}
+    if any(gain is None for gain in gains.values()):
         return [by_frequency(spec) for spec in specs]
     rows = facts.rows["train"]
-    told = np.maximum(np.array(gains, dtype=np.float64), 0.0)
+    told = np.array([max(gains.get(spec.name) or 0.0, 0.0) for spec in specs])  # without values it tells nothing
     told = np.maximum(told, max(float(told.mean()) * _LEAST_TOLD, 1e-9))
     return [by_frequency(spec, worth=float(gain) * rows) for spec, gain in zip(specs, told, strict=True)]
 

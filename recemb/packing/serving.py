@@ -63,6 +63,8 @@ class ServingTables(nn.Module):
     _most: Tensor
     _class: Tensor
     _in_class: Tensor
+    _group: Tensor
+    _first_row: Tensor
 
     def __init__(self, method: CompressedTable, weights: Sequence[Tensor] | None) -> None:
         super().__init__()
@@ -100,6 +102,8 @@ class ServingTables(nn.Module):
             ("_most", [most[spec] for spec in spec_of_feature]),
             ("_class", self._class_of_feature if self._classes else []),
             ("_in_class", self._place_in_class if self._classes else []),
+            ("_group", self._find_groups() if layout.alternatives else []),
+            ("_first_row", [place.first for place in self.places] if layout.alternatives else []),
         ):
             self.register_buffer(name, torch.tensor(numbers), persistent=False)  # derived from the specs
 
@@ -108,6 +112,14 @@ class ServingTables(nn.Module):
         device = fn(torch.empty(0, device=self._spec.device)).device
         super()._apply(lambda tensor: tensor.to(device), recurse)
         return self
+
+    def _find_groups(self) -> list[int]:
+        """Give each alternative its group: those whose rows lie in one store and become vectors in the same way."""
+        ways = [(place.store, self.method.widens_as(number)) for number, place in enumerate(self.places)]
+        of_way = {way: group for group, way in enumerate(dict.fromkeys(ways))}
+        groups = [of_way[way] for way in ways]
+        self._groups = [groups.index(group) for group in range(len(of_way))]
+        return groups
 
     def _find_classes(self) -> list[list[int]]:
         """Group features that the same operations serve: those whose lookups read the same stores.
@@ -243,11 +255,13 @@ class ServingTables(nn.Module):
         table, rows = self.method.route(values, self._spec[feature])
         widest = max(self._dims)
         pooled = torch.zeros(bags * len(self.features), widest, device=values.device)
-        for number, at in enumerate(self.places):
+        group = self._group[table]
+        for here, number in enumerate(self._groups):
             # Ids without a row are in no table.
-            chosen = ((table == number) & (rows >= 0)).nonzero().squeeze(1)
+            chosen = ((group == here) & (rows >= 0)).nonzero().squeeze(1)
             mine = rows[chosen]
-            vectors = self.method.widen(self.stores[at.store](mine + at.first), number, mine)
+            found = self.stores[self.places[number].store](mine + self._first_row[table[chosen]])
+            vectors = self.method.widen(found, number, mine)
             vectors = nn.functional.pad(vectors, (0, widest - vectors.shape[1]))
             pooled = pooled.index_add(0, place[chosen], vectors)
         if min(self._dims) == widest:

@@ -12,7 +12,7 @@ what columns are worth, precision competes with width for the same bytes, and na
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -58,6 +58,8 @@ class AutoConfig(TableConfig):
         self.check_at_least(trials=0)
         if self.plan is not None and not isinstance(self.plan, dict):
             raise RecembError(f"table.plan={self.plan} is no plan: it says by feature [last id + 1, width, precision].")
+        if not isinstance(self.project, bool):
+            raise RecembError(f"table.project={self.project} must be true or false.")
         if self.coarsest not in PRECISIONS:
             raise RecembError(f"table.coarsest={self.coarsest} is not known; choose one of {', '.join(PRECISIONS)}.")
 
@@ -113,11 +115,12 @@ class AutoConfig(TableConfig):
                 f"table.plan has no feature {spec.name}; it is a plan of other data, for {', '.join(self.plan)}."
             )
         try:
-            runs = [Held(int(stop), int(width), str(held)) for stop, width, held in self.plan[spec.name]]
+            runs = [Held(stop, width, held) for stop, width, held in self.plan[spec.name]]
         except (TypeError, ValueError):
             runs = []
+        whole = all(type(run.stop) is int and type(run.width) is int for run in runs)
         stops = [0, *(run.stop for run in runs)]
-        fits = all(
+        fits = whole and all(
             low < run.stop <= spec.num_embeddings
             and 1 <= run.width <= spec.embedding_dim
             and run.precision in PRECISIONS
@@ -202,6 +205,12 @@ class AutoTable(BlockedTable):
     def widen(self, rows: Tensor, table: int, numbers: Tensor) -> Tensor:
         """Widen the rows of one block."""
         return self._widened(rows, self._spec_of_table[table])
+
+    def widens_as(self, table: int) -> Hashable:
+        """All blocks alike, or all of a feature that has a projection."""
+        spec = self._spec_of_table[table]
+        projected = f"projection:{self.specs[spec].name}" in self._parameters
+        return ("feature", spec) if projected else ("width", self.layout.dims[spec])
 
     def _widened(self, rows: Tensor, spec: int) -> Tensor:
         width, dim = rows.shape[1], self.layout.dims[spec]

@@ -14,7 +14,7 @@ Shapes are written as: V ids of a table, D width of the vectors, N looked-up ids
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -358,6 +358,10 @@ class CompressedTable(nn.Module):
             (N, D).
         """
         return rows
+
+    def widens_as(self, table: int) -> Hashable:
+        """Name the way in which `widen` treats a table; those of one width and one way may be widened together."""
+        return ("alone", table)
 
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Mask the vectors of single ids of all tables at once; only for tables that `gates`.

@@ -15,9 +15,8 @@ from typing import Any
 import yaml
 
 from recemb.options import RecembError
-from recemb.record import PREDICTIONS, RECORD, asked_options
+from recemb.record import FREE_TO_CHANGE, PREDICTIONS, RECORD, asked_options
 from recemb.training.processes import is_first, on_first
-from recemb.training.trainer_config import FREE_TO_CHANGE
 
 STRUCTURE = "kept.parquet"
 CHECKPOINT = "checkpoint"
@@ -81,7 +80,7 @@ class RunFolder:
 
     def _go_on(self, earlier: dict[str, Any], record: dict[str, Any]) -> None:
         """Take over what an earlier run of the same options has finished."""
-        now = json.loads(json.dumps(_finite(record)))
+        now = json.loads(json.dumps(finite(record)))
         then_options, now_options = (
             _flat(asked_options(one.get("config"), one.get("asked_table"), one.get("advice"))) for one in (earlier, now)
         )
@@ -100,7 +99,10 @@ class RunFolder:
         for name in ("stages", "structure", "tuning", "advice"):
             if name in earlier:
                 record[name] = earlier[name]
-        tried = [earlier.get(name, {}).get("tried", []) for name in ("tuning", "advice")]
+        # The advice of a plan took its time elsewhere.
+        own = not earlier["config"].get("plan")
+        trials = [earlier.get("tuning", {}), earlier.get("advice", {}) if own else {}]
+        tried = [one.get("tried", []) for one in trials]
         finished = (earlier.get("stages", []), *tried)
         seconds = [sum(one["seconds"] for one in each) for each in finished]
         record["seconds"] = max(earlier.get("seconds") or 0.0, *seconds)  # the best trial's stages are the run's own
@@ -146,7 +148,7 @@ class RunFolder:
     def write(self, record: dict[str, Any]) -> None:
         """Write the record; a number that JSON has no word for becomes null."""
         with self.replacing(self.record_name) as partial:
-            text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
@@ -278,11 +280,12 @@ def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Write nested values so that JSON has words for them: a number that is none becomes null."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -74,7 +74,7 @@ def train(
 def _train(
     config: "RunConfig", folder: Path, command: str, asked: Collection[str], planned: Planned | None
 ) -> dict[str, Any]:
-    dataset = _open_together(config, asked)
+    dataset = _open_together(config, asked, may_prepare=planned is None)
     if planned is not None:
         config = dataclasses.replace(config, table=planned.table, precision=planned.precision, budget=planned.budget)
     specs = table_specs(dataset.features, config.model, config.precision)
@@ -92,8 +92,13 @@ def _train(
     check_projector(config.trainer.projector, dataset)
     held_as_asked(config.trainer.sharding)
     record = first_record(dataclasses.replace(config, table=table), dataset, command, config.table)
-    if planned is not None:
-        record |= {"method": planned.method} | ({"advice": planned.advice} if planned.advice else {})
+    if planned is not None and planned.advice:
+        # A plan that was advised is what table=auto comes to, and reports take both for one.
+        record |= {
+            "method": planned.method,
+            "advice": {**planned.advice, "asked": {"precision": "fp32"}},
+            "asked_table": config_to_dict(AutoConfig(trials=int(planned.advice.get("trials", 0)))),
+        }
     run = open_folder(folder, record, overwrite=config.overwrite, resume=config.resume)
     if run.completed is not None:
         log.info("%s is completed already.", folder)
@@ -142,11 +147,11 @@ def _advised(
     from recemb.advice.advise import Advisor, new_advice  # which trains, and so stands above this
 
     advice = record.setdefault("advice", new_advice(table.trials, config.trainer.monitor))
+    advice.setdefault("asked", {"precision": config.precision})
     advisor = Advisor(config, dataset, run.path / ADVICE, advice, lambda: run.write(record))
     chosen = advisor.choose()
     log.info("table=auto: %s", advice["because"])
     _, found, precision = chosen.candidate
-    advice.setdefault("asked", {"precision": config.precision})
     record["config"] |= {"table": config_to_dict(found), "precision": precision}
     run.write(record)
     # Tuning trains with other rates, and begins anew.
@@ -156,11 +161,11 @@ def _advised(
     return dataclasses.replace(config, table=found, precision=precision), found, chosen.specs
 
 
-def _open_together(config: "RunConfig", asked: Collection[str]) -> PreparedDataset:
+def _open_together(config: "RunConfig", asked: Collection[str], *, may_prepare: bool) -> PreparedDataset:
     """Open the data once the first process has prepared it, if that was to be done."""
     if is_first():
         opened = []
-        on_first(lambda: opened.append(open_dataset(config, asked)))
+        on_first(lambda: opened.append(open_dataset(config, asked, may_prepare=may_prepare)))
         return opened[0]
     on_first(lambda: None)
     return PreparedDataset.open(config.dataset.path)
@@ -216,8 +221,8 @@ def _write_last(run: RunFolder, record: dict[str, Any]) -> None:
         log.warning("%s", error)
 
 
-def open_dataset(config: "RunConfig", asked: Collection[str] = ()) -> PreparedDataset:
-    """Open the prepared data, preparing it first where the config says from what.
+def open_dataset(config: "RunConfig", asked: Collection[str] = (), *, may_prepare: bool = True) -> PreparedDataset:
+    """Open the prepared data, preparing it first where the config says from what, if that may be.
 
     Raises:
         RecembError: there is none, or it was prepared with other options than those asked for.
@@ -225,7 +230,9 @@ def open_dataset(config: "RunConfig", asked: Collection[str] = ()) -> PreparedDa
     wanted = config.dataset
     source = getattr(wanted, "source", None)
     generated = not hasattr(wanted, "source")
-    if source is not None or (generated and not (Path(wanted.path).expanduser() / META).exists()):
+    if not may_prepare:
+        dataset = PreparedDataset.open(wanted.path)
+    elif source is not None or (generated and not (Path(wanted.path).expanduser() / META).exists()):
         dataset = prepare(wanted)
     else:
         dataset = PreparedDataset.open(wanted.path)

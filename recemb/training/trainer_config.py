@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from recemb.options import RecembError, option
-from recemb.record import FREE_TO_CHANGE as FREE_TO_CHANGE  # of these options
 from recemb.tables.storage import FusedOptimizer
 from recemb.training.processes import local_rank
 from recemb.training.sharding import check_sharding

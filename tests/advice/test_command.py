@@ -41,7 +41,7 @@ def test_a_plan_from_statistics_is_explained_and_trained(data: Path, tmp_path: P
         assert f"  {name} " in done.stdout
         assert one["sentence"] in done.stdout
     assert sum(one["share"] for one in said.values()) == pytest.approx(1.0)
-    assert "recemb train plan='my plan.json'" in done.stdout
+    assert "recemb train 'plan=\"my plan.json\"'" in done.stdout
 
     again = recemb(*advise, cwd=tmp_path)
     assert again.returncode == 2
@@ -58,7 +58,7 @@ def test_a_plan_from_statistics_is_explained_and_trained(data: Path, tmp_path: P
         assert (one["method"], one["budget"], one["dataset"]) == ("auto", "1/16", "synthetic")
         assert one["bytes"]["tables_serving"] == plan["totals"]["bytes"]
         assert one["config"]["table"] == plan["table"]
-        assert one["advice"] == plan["advice"]
+        assert one["advice"] == {**plan["advice"], "asked": {"precision": "fp32"}}
     reported = recemb("report", "runs", cwd=tmp_path)
     assert "2 runs, 1 points" in reported.stdout, reported.stderr
 
@@ -145,9 +145,14 @@ def test_a_kill_in_a_trial_loses_nothing(data: Path, tmp_path: Path):
 def test_trials_of_other_options_are_not_taken_for_these(data: Path, tmp_path: Path):
     command = ["advise", str(data), "--budget", "1/16", "--trials", "2", *SMALL]
     _killed([*command, "trainer.lr=0.01"], tmp_path, tmp_path / "plan.json.trials" / "002")
-    again = recemb(*command, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "trial 1 of 2" in again.stderr
+    refused = recemb(*command, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "holds unfinished trials of other options; give those again" in refused.stderr
+    # One more trial, and what training does not depend on, are no other options.
+    more = recemb(*command, "trainer.lr=0.01", "trainer.checkpoint_minutes=5", "--trials", "3", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "trial 1 of" not in more.stderr
+    assert len(read(tmp_path / "plan.json")["advice"]["tried"]) == 3
 
 
 def test_a_plan_of_any_method_can_be_trained(data: Path, tmp_path: Path):
@@ -167,6 +172,33 @@ def test_a_plan_of_any_method_can_be_trained(data: Path, tmp_path: Path):
     record, plan = read(tmp_path / "run" / "run.json"), json.loads(planned.stdout)
     assert (record["method"], record["budget"], record["config"]["precision"]) == ("hashing", "1/8", "int8")
     assert record["bytes"]["tables_serving"] == plan["totals"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": "1/64"}, "more than the budget 1/64 that it states; make it anew"),
+        ({"embedding_dim": 8}, "is one for vectors of 8 numbers, and the model takes 16"),
+        ({"model": "dlrm"}, "is no plan, which recemb advise"),
+        ({"model": {"embedding_dim": 16}}, "is no plan, which recemb advise"),
+        ({"data": ["x"]}, "is no plan, which recemb advise"),
+        ({"features": [{"name": "C1", "ids": float("inf")}]}, "is no plan, which recemb advise"),
+        ({"table": {"name": "auto", "plan": {"C1": [[float("inf"), 16, "fp16"]]}}}, "table.plan.C1="),
+        ({"table": {"name": "auto", "plan": None, "project": "no"}}, "table.project=no must be true or false."),
+        ({"data": {"name": "synthetic", "path": "not there"}}, "There is no prepared data set at not there"),
+    ],
+)
+def test_a_plan_changed_by_hand_is_checked(
+    change: dict[str, Any], said: str, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["advise", str(data), "--budget", "1/8"]) == 0
+    Path("plan.json").write_text(json.dumps(read(tmp_path / "plan.json") | change))
+    assert main(["train", "plan=plan.json"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -202,6 +234,8 @@ def test_a_mistake_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     if "plan=plan.json" in arguments:
         assert main(["advise", str(data), "--budget", "1/8"]) == 0
+    if "dataset.path=other" in arguments:
+        assert main(["prepare", "dataset=synthetic", "dataset.rows=900", "dataset.path=other"]) == 0
     Path("broken.json").write_text("[]")
     Path("old.json").write_text('{"schema": 0}')
     try:
