@@ -320,7 +320,9 @@ def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("unfinished/train-best-*")):  # the first evaluation is over
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     assert record_of(tmp_path)["status"] == "running"
     process.send_signal(stop)
