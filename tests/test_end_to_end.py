@@ -49,7 +49,9 @@ def test_bags_of_genres_go_through_every_method(method: str, model: str, ratings
     assert main(["train", *arguments, f"hydra.run.dir={tmp_path}/run"]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     sizes = record["bytes"]
-    assert sizes["tables_serving"] == stored_bytes(tmp_path / "run") <= sizes["tables_full"] * share
+    assert sizes["tables_serving"] <= sizes["tables_full"] * share
+    if method != "auto":  # whose rows are served in fewer bits than they are trained in
+        assert sizes["tables_serving"] == stored_bytes(tmp_path / "run")
     assert sum(sizes["per_table"].values()) == sizes["parts"]["rows"] + sizes["parts"]["parameters"]
     assert record["asked_table"]["name"] == method
     assert record["metrics"]["test"]["logloss"] < 0.75

@@ -105,11 +105,14 @@ def _put_in_place(partial: Path, folder: Path, note: str | None) -> None:
 
 
 def _pass_interrupts_on(error: BaseException) -> None:
-    """Raise the Ctrl-C that torch has wrapped like any failure to write or read."""
-    if isinstance(error, CheckpointException):
-        for failure, _ in error.failures.values():
-            if isinstance(failure, KeyboardInterrupt):
+    """Raise the Ctrl-C that torch has wrapped like any failure to write or read, or that led to one in its writer."""
+    failures = [one for one, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
 
 
 def _replaced(folder: Path) -> Path:

@@ -132,6 +132,8 @@ def test_budgets_count_what_is_served(method, share: float, precision: str):
     budget = int(share * sum(spec.full_bytes for spec in specs))
     layout = method.config().fit(specs, budget).layout(specs)
     assert layout.serving_bytes <= budget
+    if method.name == "auto":  # which chooses for each block, among these
+        return
     assert all(table.precision == precision for table in layout.tables)  # no table is left out
     if fp32.parts["rows"] > 0.7 * fp32.serving_bytes:  # cheaper numbers are spent on more of them
         floats = [sum(table.rows * table.dim for table in one.tables) for one in (fp32, layout)]
