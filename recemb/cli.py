@@ -205,6 +205,7 @@ def _advise(arguments: list[str]) -> int:
 
 def _advise_job(composed: Any, asked: Any) -> None:
     from recemb.advice.command import advice_text, advise
+    from recemb.training.record import finite
 
     composed_config = to_plan_config(composed)
     table = AutoConfig(trials=asked.trials, coarsest=asked.coarsest)
@@ -214,7 +215,7 @@ def _advise_job(composed: Any, asked: Any) -> None:
     )  # fmt: skip
     plan = advise(asked, config)
     if asked.as_json:
-        print(json.dumps(plan.to_dict(), indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False), flush=True)
     else:
         print(advice_text(plan, asked.out), flush=True)
 
