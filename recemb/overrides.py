@@ -1,6 +1,7 @@
 """Options on the command line, before Hydra composes them: what some of them stand for, and their order."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from recemb.plan_file import read_plan
 from recemb.record import RECORD
 
 _OF_A_PLAN = ("table", "budget", "precision")
+_OPTION = re.compile(r"\+*[A-Za-z_][\w.]*=", re.ASCII)
 
 
 def resumed(arguments: list[str]) -> list[str]:
@@ -46,8 +48,7 @@ def with_plan(arguments: list[str]) -> list[str]:
     if not plans:
         return arguments
     for argument in arguments:
-        name = argument.lstrip("+").split("=")[0]
-        if name.split(".")[0] in _OF_A_PLAN:
+        if group_of(argument) in _OF_A_PLAN:
             raise RecembError(f"{argument} and {given[-1]} both say what the tables are; give one of them.")
     if any((one.data, one.model) != (plans[0].data, plans[0].model) for one in plans):
         raise RecembError(f"the plans of {given[-1]} are for several data sets or backbones; sweep over each apart.")
@@ -78,6 +79,31 @@ def asked_of_data(overrides: Sequence[str]) -> list[str]:
     return [
         override.split("=")[0].removeprefix("dataset.") for override in overrides if override.startswith("dataset.")
     ]
+
+
+def folder_and_options(given: Sequence[str], call: str) -> tuple[Path, list[str]]:
+    """Tell the one folder among a verb's arguments from its options, `name=value`.
+
+    Args:
+        given: the arguments.
+        call: how the verb is called, "recemb inspect DATASET", for the error.
+
+    Raises:
+        RecembError: not one folder.
+    """
+    options = [one for one in given if _OPTION.match(one) and not Path(one).exists()]
+    folders = [one for one in given if one not in options]
+    if len(folders) != 1:
+        raise RecembError(
+            f"{call.split(' DATASET')[0]} takes one folder of a prepared data set, and {len(folders) or 'none'} came"
+            f"{': ' + ', '.join(folders) if folders else ''}; call it as {call}."
+        )
+    return Path(folders[0]), options
+
+
+def group_of(option: str) -> str:
+    """Name the group that an option is of: `model` of `+model.embedding_dim=8`."""
+    return option.split("=")[0].lstrip("+").split(".")[0]
 
 
 def flags_first(arguments: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recemb.advice.candidates import single_methods
-from recemb.advice.record import Candidate, new_advice
+from recemb.advice.record import Candidate
 from recemb.advice.words import because, explain
 from recemb.advice.worth import worth_by_labels, worth_of_trained
 from recemb.budget import TooSmallBudgetError, parse_budget
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from recemb.config import RunConfig
 
 log = logging.getLogger(__name__)
-
-__all__ = ["Advisor", "Chosen", "new_advice"]
 
 
 class Chosen(NamedTuple):

@@ -1,15 +1,14 @@
 """The command line of `recemb advise`: a folder, a budget, where the plan goes, and options as training takes them."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from recemb.budget import parse_budget
 from recemb.options import RecembError
+from recemb.overrides import folder_and_options, group_of
 from recemb.tables.precision import PRECISIONS
 
-_OPTION = re.compile(r"\+*[A-Za-z_][\w.]*=", re.ASCII)
 _GROUPS = ("model", "trainer")
 
 
@@ -51,15 +50,8 @@ def read_arguments(arguments: list[str]) -> Asked:
         RecembError: not one folder, no budget, or an option of something else than the backbone or training.
     """
     parsed = advise_parser().parse_intermixed_args(arguments)
-    options = [one for one in parsed.given if _OPTION.match(one) and not Path(one).exists()]
-    folders = [one for one in parsed.given if one not in options]
-    if len(folders) != 1:
-        raise RecembError(
-            f"recemb advise takes one folder of a prepared data set, and {len(folders) or 'none'} came"
-            f"{': ' + ', '.join(folders) if folders else ''}; call it as recemb advise DATASET --budget 64MiB."
-        )
-    names = [one.split("=")[0].lstrip("+").split(".")[0] for one in options]
-    if foreign := [one for one, name in zip(options, names, strict=True) if name not in _GROUPS]:
+    folder, options = folder_and_options(parsed.given, "recemb advise DATASET --budget 64MiB")
+    if foreign := [one for one in options if group_of(one) not in _GROUPS]:
         raise RecembError(
             f"{foreign[0]} is no option of recemb advise: beside its flags it takes {' and '.join(_GROUPS)} and their "
             "options, as recemb train does."
@@ -70,7 +62,7 @@ def read_arguments(arguments: list[str]) -> Asked:
         raise RecembError(f"--seed {parsed.seed} must be at least 0 and below 2**63.")
     parse_budget(parsed.budget, 1 << 62)  # an unreadable one is told before any row is read
     return Asked(
-        Path(folders[0]), parsed.budget, parsed.trials, parsed.coarsest, parsed.seed, parsed.out, parsed.overwrite,
+        folder, parsed.budget, parsed.trials, parsed.coarsest, parsed.seed, parsed.out, parsed.overwrite,
         parsed.json, options,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from recemb.options import RecembError
 from recemb.plan import Plan, plan_of
 from recemb.record import FREE_TO_CHANGE, metric_text
 from recemb.tables.auto import AutoConfig
-from recemb.training.record import finite
+from recemb.training.record import finite, read_mapping
 
 if TYPE_CHECKING:
     from recemb.config import RunConfig
@@ -131,7 +131,7 @@ def _journal(asked: Asked, config: "RunConfig", dataset: PreparedDataset) -> Ite
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RecembError(f"another advice is being made in {folder}; choose another --out.") from error
-        earlier = _read(folder / _JOURNAL)
+        earlier = read_mapping(folder / _JOURNAL) or {}
         if earlier and earlier.get("asked") == _asked(config, dataset):
             advice = {**earlier["advice"], "trials": table.trials, "tried": earlier["advice"]["tried"][: table.trials]}
         elif earlier and not asked.overwrite:
@@ -146,14 +146,6 @@ def _journal(asked: Asked, config: "RunConfig", dataset: PreparedDataset) -> Ite
         yield folder, advice
     finally:
         os.close(handle)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

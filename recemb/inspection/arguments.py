@@ -1,13 +1,12 @@
 """The command line of `recemb inspect`: a folder, where results go, and options as `recemb plan` takes them."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from recemb.options import RecembError
+from recemb.overrides import folder_and_options, group_of
 
-_OPTION = re.compile(r"\+*[A-Za-z_][\w.]*=", re.ASCII)
 _GROUPS = ("table", "budget", "precision", "model")
 _OF_A_PLAN = ("table", "budget", "precision")
 
@@ -37,20 +36,13 @@ def read_arguments(arguments: list[str]) -> Asked:
         RecembError: not one folder, or an option that is none of a plan's tables.
     """
     parsed = inspect_parser().parse_intermixed_args(arguments)
-    options = [one for one in parsed.given if _OPTION.match(one) and not Path(one).exists()]
-    folders = [one for one in parsed.given if one not in options]
-    if len(folders) != 1:
-        raise RecembError(
-            f"recemb inspect takes one folder of a prepared data set, and {len(folders) or 'none'} came"
-            f"{': ' + ', '.join(folders) if folders else ''}; call it as recemb inspect DATASET."
-        )
-    names = [one.split("=")[0].lstrip("+").split(".")[0] for one in options]
-    if foreign := [one for one, name in zip(options, names, strict=True) if name not in _GROUPS]:
+    folder, options = folder_and_options(parsed.given, "recemb inspect DATASET")
+    if foreign := [one for one in options if group_of(one) not in _GROUPS]:
         raise RecembError(
             f"{foreign[0]} is no option of recemb inspect: it takes {', '.join(_GROUPS)} and their options as recemb "
             "plan does; the data set is the folder."
         )
-    return Asked(Path(folders[0]), options, bool({*names} & {*_OF_A_PLAN}), parsed.json, parsed.out)
+    return Asked(folder, options, any(group_of(one) in _OF_A_PLAN for one in options), parsed.json, parsed.out)
 
 
 def inspect_parser() -> argparse.ArgumentParser:

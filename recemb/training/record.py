@@ -170,11 +170,7 @@ class RunFolder:
             partial.unlink(missing_ok=True)
 
     def _earlier(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        return read_mapping(self.path / RECORD)
 
 
 class TrialFolder(RunFolder):
@@ -263,8 +259,13 @@ def open_folder(path: Path, record: dict[str, Any], *, overwrite: bool, resume: 
 
 def read_trial(path: Path) -> dict[str, Any] | None:
     """Read a trial's record; None where there is none."""
+    return read_mapping(path / TRIAL_RECORD)
+
+
+def read_mapping(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file that holds a mapping; None where there is none, or it cannot be read."""
     try:
-        found = json.loads((path / TRIAL_RECORD).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

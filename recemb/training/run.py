@@ -144,7 +144,8 @@ def _advised(
     config: "RunConfig", table: AutoConfig, dataset: PreparedDataset, run: RunFolder, record: dict[str, Any]
 ) -> tuple["RunConfig", TableConfig, list[TableSpec]]:
     """Let trials choose the table, and go on with what the best one has trained."""
-    from recemb.advice.advise import Advisor, new_advice  # which trains, and so stands above this
+    from recemb.advice.advise import Advisor  # which trains, and so stands above this
+    from recemb.advice.record import new_advice
 
     advice = record.setdefault("advice", new_advice(table.trials, config.trainer.monitor))
     advice.setdefault("asked", {"precision": config.precision})
