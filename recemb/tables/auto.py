@@ -200,11 +200,22 @@ class AutoTable(BlockedTable):
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Widen the row of a table that is one block."""
-        return self._widened(rows[0], spec_index)
+        return self._widened(rows[0], self.layout.lookups[spec_index][0])
 
     def widen(self, rows: Tensor, table: int, numbers: Tensor) -> Tensor:
         """Widen the rows of one block."""
-        return self._widened(rows, self._spec_of_table[table])
+        return self._widened(rows, table)
+
+    @property
+    def widens_linearly(self) -> bool:
+        """Rows are multiplied with matrices, or zeros put behind them."""
+        return True
+
+    def matrix(self, table: int) -> Tensor | None:
+        """As much of the feature's projection as rows are wide; None where there is none, or nothing to widen."""
+        spec, width = self._spec_of_table[table], self.layout.tables[table].dim
+        matrix = self._parameters.get(f"projection:{self.specs[spec].name}")
+        return None if matrix is None or width == self.layout.dims[spec] else matrix[:width]
 
     def widens_as(self, table: int) -> Hashable:
         """All blocks alike, or all of a feature that has a projection."""
@@ -212,9 +223,9 @@ class AutoTable(BlockedTable):
         projected = f"projection:{self.specs[spec].name}" in self._parameters
         return ("feature", spec) if projected else ("width", self.layout.dims[spec])
 
-    def _widened(self, rows: Tensor, spec: int) -> Tensor:
-        width, dim = rows.shape[1], self.layout.dims[spec]
-        if width == dim:
-            return rows
-        matrix = self._parameters.get(f"projection:{self.specs[spec].name}")
-        return F.pad(rows, (0, dim - width)) if matrix is None else rows @ matrix[:width]
+    def _widened(self, rows: Tensor, table: int) -> Tensor:
+        missing = self.layout.dims[self._spec_of_table[table]] - rows.shape[1]
+        matrix = self.matrix(table)
+        if matrix is not None:
+            return rows @ matrix
+        return F.pad(rows, (0, missing)) if missing else rows

@@ -363,6 +363,18 @@ class CompressedTable(nn.Module):
         """Name the way in which `widen` treats a table; those of one width and one way may be widened together."""
         return ("alone", table)
 
+    @property
+    def widens_linearly(self) -> bool:
+        """Whether every vector is one row times `matrix` of its table, which a kernel does for all tables at once."""
+        return False
+
+    def matrix(self, table: int) -> Tensor | None:
+        """Give the (d, D) matrix that widens rows of a physical table; only for tables that are widened linearly.
+
+        None stands for zeros behind the row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say what widens its rows.")
+
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Mask the vectors of single ids of all tables at once; only for tables that `gates`.
 

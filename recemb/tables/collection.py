@@ -19,7 +19,7 @@ from recemb.tables.base import (
     total_full_bytes,
 )
 from recemb.tables.initial import init_orthogonal_, init_uniform_
-from recemb.tables.looking_up import Answer, Ask
+from recemb.tables.looking_up import Answer, Ask, Asked
 from recemb.tables.lookups import Lookups
 from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
@@ -107,6 +107,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             self.tables = PlainTables(layout.tables, lookups.tables, device)
         self.ask = Ask(specs, lookups, self.method, self.tables, device)
         self.answer = Answer(lookups, self.method, self.tables, device)
+        self._expected: tuple[KeyedJaggedTensor, Asked] | None = None
         if rows is None:
             self.start(seed)
 
@@ -168,6 +169,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
             f"method.{name}": tensor for name, tensor in self.method.state_dict().items()
         }
 
+    def expect(self, features: KeyedJaggedTensor, asked: Asked) -> None:
+        """Take what `ask` made of these very features beforehand, if they come next."""
+        self._expected = features, asked
+
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look all features up.
 
@@ -177,12 +182,15 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Returns:
             KeyedTensor with (B, D) for each feature; an empty bag gives zeros.
         """
-        asked = self.ask(features)
+        expected, self._expected = self._expected, None
+        asked = expected[1] if expected is not None and expected[0] is features else self.ask(features)
         if isinstance(self.tables, ShardedTables):
             # torchrec follows this by symbols to find what it may run ahead: no value of `asked` is looked at.
             return cast(KeyedTensor, self.answer(self.tables(asked.shared), asked))
         if asked.counts is None:
             return cast(KeyedTensor, self.answer(self.tables(asked.rows, asked.offsets), asked))
+        if self.answer.widening is not None and isinstance(self.tables, FusedTables):
+            return cast(KeyedTensor, self.answer(self.tables.stored(asked.rows, asked.counts), asked))
         return cast(KeyedTensor, self.answer(self.tables.values(asked.rows, asked.counts), asked))
 
 

@@ -5,7 +5,7 @@ share them out over the processes, while this batch is still being trained on.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from recemb.tables.bags import bag_in_result, offsets_of, pool, without_missing
 from recemb.tables.base import CompressedTable, TableSpec
 from recemb.tables.lookups import Lookups
 from recemb.tables.sharded import ShardedTables
+from recemb.tables.storage import FusedTables, lanes_of
 
 
 class Asked(NamedTuple):
@@ -28,7 +29,8 @@ class Asked(NamedTuple):
         offsets: (L * B + 1,) where each bag begins in `rows`; None where rows are looked up one by one.
         counts: how many rows each lookup has; None where rows are looked up in bags.
         uniform: every bag holds one id.
-        bag: (N,) int64, the bag in the result that each row belongs to; only where tables are alternatives.
+        bag: (N,) int64, the bag in the result that each row belongs to; only where tables are alternatives, or rows are
+            to be widened as they are stored.
         shared: how the processes that share the tables are asked (`ShardedTables.ask`); None in one process.
     """
 
@@ -39,6 +41,12 @@ class Asked(NamedTuple):
     uniform: bool
     bag: Tensor | None
     shared: Any
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory until a GPU's stream is done with it."""
+        for part in self:
+            if isinstance(part, Tensor):
+                part.record_stream(stream)
 
 
 class Ask(nn.Module):
@@ -67,6 +75,7 @@ class Ask(nn.Module):
         self._permutation: Tensor
         self._spec: Tensor
         self._place: Tensor
+        self._reader: Tensor
         self._lookups = lookups
         # In a tuple, because a pipeline runs only what has no parameters ahead; what is read of them, does not change.
         self._of = (method, host)
@@ -79,10 +88,15 @@ class Ask(nn.Module):
             ("_most", [most[index] for index in lookups.spec_of_feature]),
             ("_permutation", [one.reader for one in lookups.ordered]),
             ("_spec", lookups.spec_of_feature),
-            ("_place", [in_layout.index(table) for table in tables] if method.layout.alternatives else []),
+            ("_reader", [one.reader for one in lookups.ordered]),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
+        # Small numbers are sorted in fewer passes.
+        place = [in_layout.index(table) for table in tables] if method.layout.alternatives else []
+        kind = torch.int16 if len(place) < 2**15 else torch.int64
+        self.register_buffer("_place", torch.tensor(place, dtype=kind, device=device), persistent=False)
+        self._widens = widening_of(lookups, method, host, device) is not None
 
     def forward(self, features: KeyedJaggedTensor) -> Asked:
         """Turn a batch's ids, feature by feature in any order, into row numbers."""
@@ -112,10 +126,13 @@ class Ask(nn.Module):
         bag = bag_in_result(lengths)
         table, rows = method.route(ids, _for_each_id(self._spec, lengths, ids))
         if method.drops_ids:
-            kept = rows >= 0
+            kept = (rows >= 0).nonzero().squeeze(1)
             table, rows, bag = table[kept], rows[kept], bag[kept]
         place, order = torch.sort(self._place[table], stable=True)
-        counts = torch.bincount(place, minlength=len(self._place)).tolist()
+        ends = torch.searchsorted(
+            place, torch.arange(len(self._place), dtype=place.dtype, device=place.device), right=True
+        )
+        counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
         return self._asked(rows[order], lengths, False, counts, bag[order])
 
     def _asked(
@@ -124,15 +141,24 @@ class Ask(nn.Module):
         _, host = self._of
         offsets = None
         if not self._lookups.by_value:
-            offsets = offsets_of(lengths)
+            offsets = torch.arange(rows.numel() + 1, device=rows.device) if uniform else offsets_of(lengths)
         elif counts is None:
             counts = [lengths.shape[1]] * len(lengths) if uniform else lengths.sum(dim=1).tolist()
+            bag = self._bags(lengths, uniform, len(rows)) if self._widens else None
         shared = host.ask(rows, offsets, counts) if isinstance(host, ShardedTables) else None
         return Asked(rows, lengths, offsets, counts, uniform, bag, shared)
 
+    def _bags(self, lengths: Tensor, uniform: bool, rows: int) -> Tensor:
+        """Number the bag in the result of so many rows, given lengths (L, B)."""
+        features, bags = len(self._lookups.features), lengths.shape[1]
+        numbers = torch.arange(bags, device=lengths.device) * features + self._reader.unsqueeze(1)
+        if uniform:
+            return numbers.flatten()
+        return numbers.flatten().repeat_interleave(lengths.flatten(), output_size=rows)
+
     def _ordered(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Bring the features into the collection's order: ids (N,) and lengths (F, B)."""
-        keys, wanted = features.keys(), self._lookups.features
+        keys, wanted = list(features.keys()), self._lookups.features
         if features.weights_or_none() is not None:
             raise RecembError("the batch has per-id weights, which compressed tables do not take; leave them out.")
         if features.variable_stride_per_key():
@@ -187,6 +213,7 @@ class Answer(nn.Module):
         self._spec: Tensor
         self._lookups = lookups
         self._of = (method, host)  # in a tuple, so that they are not modules of this one too
+        self.widening = widening_of(lookups, method, host, device)
         self.register_buffer("_spec", torch.tensor(lookups.spec_of_feature, device=device), persistent=False)
 
     def forward(self, found: Any, asked: Asked) -> KeyedTensor:
@@ -194,7 +221,8 @@ class Answer(nn.Module):
 
         Args:
             found: of each lookup side by side the sums of the rows of each bag, (B, sum of widths); or, where rows are
-                looked up one by one, a list of those of each lookup (n, d); or what processes found together.
+                looked up one by one, a list of those of each lookup (n, d), or what `FusedTables.stored` gives; or what
+                processes found together.
             asked: what they are.
 
         Returns:
@@ -203,12 +231,14 @@ class Answer(nn.Module):
         method, host = self._of
         if isinstance(host, ShardedTables):
             found = host.in_order(found, asked.shared)
-        if isinstance(found, Tensor):
+        if method.gates:
+            vectors = self._of_gated(found, asked)
+        elif isinstance(found, Tensor):
             vectors = self._of_bags(found, asked)
+        elif isinstance(found, tuple):
+            vectors = self._of_stored(found[0], found[1], asked)
         elif method.layout.alternatives:
             vectors = self._of_alternatives(found, asked)
-        elif method.gates:
-            vectors = self._of_gated(torch.cat(found), asked)
         else:
             vectors = self._of_values(found, asked)
         return KeyedTensor(keys=self._lookups.features, length_per_key=self._lookups.dims, values=vectors)
@@ -239,6 +269,17 @@ class Answer(nn.Module):
             vectors.append(vector if asked.uniform else pool(vector, asked.lengths[places[0]]))
         return torch.cat(vectors, dim=1)
 
+    def _of_stored(self, stored: Tensor, lane: Tensor | None, asked: Asked) -> Tensor:
+        """Widen the rows of all lookups, and put them where they belong."""
+        method, _ = self._of
+        features, bags = len(self._lookups.features), asked.lengths.shape[1]
+        matrices = [found for table in self._lookups.tables if (found := method.matrix(table)) is not None]
+        flat = torch.cat([one.flatten() for one in matrices]) if matrices else stored.new_zeros(1)
+        assert self.widening is not None
+        assert asked.counts is not None
+        assert asked.bag is not None
+        return cast(Tensor, self.widening(stored, lane, asked.counts, asked.bag, flat, bags * features)).view(bags, -1)
+
     def _of_alternatives(self, parts: list[Tensor], asked: Asked) -> Tensor:
         """Widen the rows of each table, then pool."""
         method, _ = self._of
@@ -256,18 +297,41 @@ class Answer(nn.Module):
         of_features = pooled.view(bags, features, widest).unbind(1)
         return torch.cat([vector[:, :dim] for vector, dim in zip(of_features, dims, strict=True)], dim=1)
 
-    def _of_gated(self, vectors: Tensor, asked: Asked) -> Tensor:
-        """Let the vectors (N, D) of single ids pass the method's gate, then pool; every id's row is its own."""
+    def _of_gated(self, found: Tensor | list[Tensor], asked: Asked) -> Tensor:
+        """Let the vectors of single ids pass the method's gate, then pool; every id's row is its own."""
         method, _ = self._of
         features, bags = asked.lengths.shape
-        if asked.uniform:
-            ids = asked.rows.view(features, bags)
-            vectors = method.gate(vectors.view(features, bags, -1), ids, self._spec.unsqueeze(1))
-            return vectors.transpose(0, 1).flatten(1)
+        width, spec = self._lookups.dims[0], self._spec.unsqueeze(1)
+        if asked.uniform or isinstance(found, Tensor):
+            # At most one id a bag: (F, B, D), looked up in bags or one by one. An empty bag is zero, whatever its id.
+            ids = asked.rows
+            if not asked.uniform:
+                ids = ids.new_zeros(features * bags).masked_scatter(asked.lengths.flatten() > 0, ids)
+            if isinstance(found, Tensor):
+                vectors = found.view(bags, features, width).transpose(0, 1)
+            else:
+                vectors = torch.cat(found).view(features, bags, width)
+            return method.gate(vectors, ids.view(features, bags), spec).transpose(0, 1).flatten(1)
+        vectors = torch.cat(found)
         vectors = method.gate(vectors, asked.rows, _for_each_id(self._spec, asked.lengths, asked.rows))
-        width = self._lookups.dims[0]
         pooled = vectors.new_zeros(bags * features, width).index_add(0, bag_in_result(asked.lengths), vectors)
         return pooled.view(bags, features * width)
+
+
+def widening_of(lookups: Lookups, method: CompressedTable, host: nn.Module, device: torch.device | None) -> Any:
+    """Make what widens rows as they are stored, a kernel for GPUs; None where rows are not to be widened like that."""
+    if not lookups.by_value or method.gates or not method.widens_linearly or len(set(lookups.dims)) > 1:
+        return None
+    if not isinstance(host, FusedTables) or device is None or device.type != "cuda":
+        return None
+    from recemb.tables.widening import Lookup, Widening  # Triton is there where CUDA is
+
+    tables, made, numbers = [method.layout.tables[table] for table in lookups.tables], [], 0
+    for index, table in zip(lookups.tables, tables, strict=True):
+        matrix = method.matrix(index)
+        made.append(Lookup(table.dim, table.dim * lanes_of(table.dim), None if matrix is None else numbers))
+        numbers += 0 if matrix is None else matrix.numel()
+    return Widening(made, lookups.dims[0], not lookups.single, device)
 
 
 def _for_each_id(numbers: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class Lookups:
         spec_of_feature: the logical table of each feature.
         dims: widths of the features' vectors.
         single: no bag holds more than one id.
-        by_value: rows are needed id by id: to choose among them, to pick them out of stored rows, or to combine them
-            before their bags are pooled.
+        by_value: rows are needed id by id: to choose among them, to pick them out of stored rows, or to combine or mask
+            them before their bags are pooled.
         ordered: the lookups.
         places: for each feature the places of its lookups in `ordered`, in the order that combine takes them.
         one_each: lookup i is that of feature i.
@@ -53,7 +53,8 @@ class Lookups:
         self.spec_of_feature = [index for index, spec in enumerate(specs) for _ in spec.feature_names]
         self.dims = [layout.dims[index] for index in self.spec_of_feature]
         self.single = all(spec.max_length == 1 for spec in specs)
-        self.by_value = layout.alternatives or packed or method.gates or not (self.single or method.pooling_commutes)
+        pools = self.single or (method.pooling_commutes and not method.gates)
+        self.by_value = layout.alternatives or packed or not pools
         self._elementwise = method.elementwise
         readers = self.spec_of_feature
         self.runs = self._find_runs([[layout.tables[t].dim for t in layout.lookups[spec]] for spec in readers])

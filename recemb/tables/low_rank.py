@@ -96,4 +96,13 @@ class LowRankTable(CompressedTable):
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Project the row, unless it is as wide as the vector."""
-        return widened(rows[0], self._parameters.get(f"projection:{self.specs[spec_index].name}"))
+        return widened(rows[0], self.matrix(spec_index))
+
+    @property
+    def widens_linearly(self) -> bool:
+        """Rows are multiplied with matrices."""
+        return True
+
+    def matrix(self, table: int) -> Tensor | None:
+        """The small factor; None where the table is whole."""
+        return self._parameters.get(f"projection:{self.specs[table].name}")

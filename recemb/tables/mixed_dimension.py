@@ -225,11 +225,17 @@ class MixedDimensionTable(BlockedTable):
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Project the row of a table that is one block."""
-        return self._widened(rows[0], self.layout.lookups[spec_index][0])
+        return widened(rows[0], self.matrix(self.layout.lookups[spec_index][0]))
 
     def widen(self, rows: Tensor, table: int, numbers: Tensor) -> Tensor:
         """Project rows of one block to full width."""
-        return self._widened(rows, table)
+        return widened(rows, self.matrix(table))
 
-    def _widened(self, rows: Tensor, table: int) -> Tensor:
-        return widened(rows, self._parameters.get(f"projection:{self.layout.tables[table].name}"))
+    @property
+    def widens_linearly(self) -> bool:
+        """Rows are multiplied with matrices."""
+        return True
+
+    def matrix(self, table: int) -> Tensor | None:
+        """The projection of a block; None where its rows are as wide as vectors."""
+        return self._parameters.get(f"projection:{self.layout.tables[table].name}")

@@ -181,6 +181,15 @@ class PackedTable(CompressedTable):
         mask = unpack_bits(self.entries[first + numbers], dim)
         return rows.gather(1, (mask.cumsum(1) - 1).clamp(min=0)) * mask
 
+    @property
+    def widens_linearly(self) -> bool:
+        """Zeros are put behind rows, but not where single entries are kept."""
+        return not self.layout.alternatives
+
+    def matrix(self, table: int) -> Tensor | None:
+        """None: there are only zeros."""
+        return None
+
     def _find(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
         """Number kept ids over all tables; the order of lookups is that of the tables."""
         return find(self._buffers, ids + self.before[spec], self._longest)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ SOLVES_PER_EPOCH = 16
 _CONSTANT_BYTES = 16  # of each table: where its ids and its rows begin
 _HALVINGS = 32
 _COARSE_HALVINGS = 12  # while training, where the next solve follows soon
+_MOST_ON_GPU = 1 << 30  # entries, of which a solver holds several copies
 
 
 class PruningTable(CompressedTable):
@@ -131,8 +131,12 @@ class PruningTable(CompressedTable):
 
     def solver(self, weights: Sequence[Tensor], halvings: int = _HALVINGS) -> "RowSolver | EntrySolver":
         """Make what solves budgets for these weights; `halvings` are those of a level that has to be approached."""
-        margins = [margin.detach().float().cpu() for margin in self.margins(weights)]
-        return RowSolver(self.specs, margins) if self.unit == "row" else EntrySolver(self.specs, margins, halvings)
+        margins = [margin.detach().float() for margin in self.margins(weights)]
+        if self.unit == "row":
+            return RowSolver(self.specs, margins)
+        if sum(margin.numel() for margin in margins) > _MOST_ON_GPU:
+            margins = [margin.cpu() for margin in margins]
+        return EntrySolver(self.specs, margins, halvings)
 
     def search(
         self,
@@ -174,7 +178,7 @@ class RowSolver:
 
     Args:
         specs: the logical tables.
-        margins: (V,) float32 of each.
+        margins: (V,) float32 of each, where the work is to be done.
     """
 
     def __init__(self, specs: Sequence[TableSpec], margins: Sequence[Tensor]) -> None:
@@ -182,7 +186,7 @@ class RowSolver:
         self._margins = margins
         sizes = torch.tensor([len(margin) - 1 for margin in margins])
         self._sorted, order = torch.sort(torch.cat([margin[1:] for margin in margins]), descending=True, stable=True)
-        self._table = torch.arange(len(specs)).repeat_interleave(sizes)[order]
+        self._table = torch.arange(len(specs)).repeat_interleave(sizes).to(order.device)[order]
 
     def level(self, budget_bytes: int, widths: Sequence[float]) -> float:
         """Give the lowest level above which rows of these widths take no more than the budget.
@@ -197,14 +201,14 @@ class RowSolver:
         ids = sum(spec.num_embeddings for spec in self._specs)
         unknowns = float(of_table.sum())
         # A running sum of bytes, so that the bytes of the first k rows are known for every k.
-        rows_bytes = of_table[self._table].cumsum(0).numpy()
-        if unknowns + (rows_bytes[-1] if len(rows_bytes) else 0.0) <= budget_bytes:
+        rows_bytes = of_table.to(self._table.device)[self._table].cumsum(0)
+        if unknowns + (float(rows_bytes[-1]) if len(rows_bytes) else 0.0) <= budget_bytes:
             return -torch.inf
         if unknowns + 8 * len(self._specs) > budget_bytes:
             return torch.nan
 
         def bytes_at(rows: int) -> int:
-            held = unknowns + (rows_bytes[rows - 1] if rows else 0.0)
+            held = unknowns + (float(rows_bytes[rows - 1]) if rows else 0.0)
             return math.ceil(held) + map_bytes(ids, len(self._specs) + rows) + _CONSTANT_BYTES * len(self._specs)
 
         most = len(rows_bytes)
@@ -213,8 +217,8 @@ class RowSolver:
 
     def rows_above(self, level: float) -> int:
         """Count the rows that are kept at a level."""
-        above = np.searchsorted(-self._sorted.numpy(), -np.float32(level), side="left")
-        return len(self._specs) + int(above)
+        above = torch.searchsorted(-self._sorted, torch.full_like(self._sorted[:1], -level))
+        return len(self._specs) + int(above.sum())
 
     def structure(self, level: float, widths: Sequence[int] | None = None) -> Structure:
         """Keep what is above the level, of these widths or else of the full ones."""
@@ -222,7 +226,7 @@ class RowSolver:
         for margin in self._margins:
             above = margin > level if level > -math.inf else torch.ones_like(margin, dtype=torch.bool)
             above[0] = True
-            kept.append(as_range(above.nonzero().squeeze(1)))
+            kept.append(as_range(above.nonzero().squeeze(1).cpu()))
         return Structure(kept=kept, widths=widths or [spec.embedding_dim for spec in self._specs])
 
 
@@ -231,7 +235,7 @@ class EntrySolver:
 
     Args:
         specs: the logical tables, all of one width D.
-        margins: (V, D) float32 of each.
+        margins: (V, D) float32 of each, where the work is to be done.
         halvings: how often the range of levels is halved.
     """
 
@@ -241,8 +245,10 @@ class EntrySolver:
         self._halvings = halvings
         self._all = torch.cat(list(margins))
         self._dim = self._all.shape[1]
-        self._unknowns = torch.tensor([0, *itertools.accumulate(len(margin) for margin in margins)][:-1])
-        self._steps = torch.tensor(entry_widths(self._dim))
+        device = self._all.device
+        first = [0, *itertools.accumulate(len(margin) for margin in margins)][:-1]
+        self._unknowns = torch.tensor(first, device=device)
+        self._steps = torch.tensor(entry_widths(self._dim), device=device)
 
     def level(self, budget_bytes: int, widths: Sequence[float]) -> float:
         """Give about the lowest level above which entries take no more than the budget; see `RowSolver.level`."""
@@ -278,11 +284,11 @@ class EntrySolver:
             return Structure(kept=[range(len(margin)) for margin in self._margins], widths=dims)
         kept, entries = [], []
         for margin in self._margins:
-            per_row = self._rounded((margin > level).sum(dim=1), torch.tensor([0]))
+            per_row = self._rounded((margin > level).sum(dim=1), self._unknowns[:1])
             ids = per_row.nonzero().squeeze(1)
             place = margin[ids].argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            kept.append(as_range(ids))
-            entries.append(place < per_row[ids].unsqueeze(1))
+            kept.append(as_range(ids.cpu()))
+            entries.append((place < per_row[ids].unsqueeze(1)).cpu())
         if all(bool(one.all()) for one in entries):
             return Structure(kept=kept, widths=dims)
         return Structure(kept=kept, widths=dims, entries=entries)

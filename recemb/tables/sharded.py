@@ -27,6 +27,7 @@ from recemb.tables.storage import (
     FusedOptimizer,
     PlainTables,
     lanes_of,
+    of_each,
     pick_lanes,
     plain_rows,
     split_lanes,
@@ -90,8 +91,7 @@ class _TogetherTables(nn.Module):
         """Turn row numbers (N,), so many of each lookup, into those of stored rows, and the lane of each in its row."""
         if not self._packs:
             return rows, None
-        repeats = torch.tensor(counts, device=rows.device)
-        lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats, output_size=len(rows)))
+        lane, rows = split_lanes(rows, of_each(self._lanes, counts))
         return rows, lane
 
     def _pick(self, stored: list[Tensor], lane: Tensor | None) -> list[Tensor]:

@@ -61,6 +61,8 @@ class FusedOptimizer(NamedTuple):
 
 
 _KERNEL_WIDTH = 4
+_AT_ONCE_ON = ("cuda",)
+_AT_ONCE_WITH = ("rowwise_adagrad", "sgd")
 _FUSED_OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
@@ -215,13 +217,15 @@ class FusedTables(nn.Module):
         ]
         self._stored_widths = [width for _, width in stored]
         self._packs = max(lanes) > 1
-        # Rows of different widths that are looked up one by one are differently many: a kernel for each width.
-        calls = [[shape] for shape in stored] if by_value else [stored]
+        # Rows of different widths that are looked up one by one are differently many. On GPUs one kernel takes them; on
+        # the CPU that is six times as slow as a kernel for each width.
+        self._at_once = by_value and device.type in _AT_ONCE_ON and optimizer.name in _AT_ONCE_WITH
+        calls = [[shape] for shape in stored] if by_value and not self._at_once else [stored]
         # In a list, so that their flat weights are not parameters beside the tables' own names.
         self._batched = [
             SplitTableBatchedEmbeddingBagsCodegen(
                 [(*shape, *where) for shape in shapes],
-                feature_table_map=[0] if by_value else kernel_of_lookup,
+                feature_table_map=list(range(len(shapes))) if by_value else kernel_of_lookup,
                 device=device,
                 bounds_check_mode=BoundsCheckMode.NONE,  # the collection has checked the ids, and says which is wrong
                 **optimizer.kwargs(),
@@ -249,25 +253,56 @@ class FusedTables(nn.Module):
         """Look rows up one by one; same arguments and result as `PlainTables.values`."""
         if not len(rows):
             return [torch.zeros(0, width, device=rows.device) for width in self.widths]
-        repeats = torch.tensor(counts, device=rows.device)
+        rows, lane = self._split(rows, counts)
+        of_kernels = self._in_kernels(counts)
+        parts = self._flat(rows, of_kernels)
+        if self._at_once:
+            sizes = [count * width for count, width in zip(of_kernels, self._stored_widths, strict=True)]
+            parts = list(parts[0].split(sizes))
+        found: list[Tensor] = []
+        lanes = [None] * len(parts) if lane is None else lane.split(of_kernels)
+        for part, width, here, one in zip(parts, self._stored_widths, self._lookups_of_kernel, lanes, strict=True):
+            picked = pick_lanes(part.view(-1, width), self.widths[here[0]], one)
+            found += picked.split([counts[index] for index in here])
+        return found
+
+    def stored(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Look rows up one by one, and leave them as they are stored.
+
+        Args:
+            rows: (N,) int64 row numbers, lookup after lookup.
+            counts: how many of them each lookup has.
+
+        Returns:
+            The stored rows, flat, lookup after lookup; and (N,) int64 where in its stored row each row lies, None for
+            at its beginning.
+        """
+        if not len(rows):
+            return torch.zeros(0, device=rows.device), None
+        rows, lane = self._split(rows, counts)
+        parts = self._flat(rows, self._in_kernels(counts))
+        return parts[0] if len(parts) == 1 else torch.cat(parts), lane
+
+    def _split(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Turn row numbers (N,) of lookups into those of stored rows in the kernels' tables, and lanes in these."""
         lane = None
         if self._packs:
-            lane, rows = split_lanes(rows, self._lanes.repeat_interleave(repeats, output_size=len(rows)))
-        rows = rows + self._first.repeat_interleave(repeats, output_size=len(rows))
-        found: list[Tensor] = []
-        start = 0
-        for kernel, (batched, here) in enumerate(zip(self._batched, self._lookups_of_kernel, strict=True)):
-            of_lookups = [counts[index] for index in here]
-            stop = start + sum(of_lookups)
-            offsets = torch.arange(stop - start + 1, device=rows.device)
-            stored = batched(rows[start:stop], offsets) if stop > start else rows.new_zeros(0, dtype=torch.float32)
-            picked = pick_lanes(
-                stored.view(-1, self._stored_widths[kernel]),
-                self.widths[here[0]],
-                None if lane is None else lane[start:stop],
-            )
-            found += picked.split(of_lookups)
-            start = stop
+            lane, rows = split_lanes(rows, of_each(self._lanes, counts))
+        return rows + of_each(self._first, counts), lane
+
+    def _in_kernels(self, counts: Sequence[int]) -> list[int]:
+        return [sum(counts[index] for index in here) for here in self._lookups_of_kernel]
+
+    def _flat(self, rows: Tensor, counts: list[int]) -> list[Tensor]:
+        """Look up so many rows of each kernel's table: what each call of a kernel gives, flat."""
+        if self._at_once:
+            offsets = torch.arange(len(rows) + 1, device=rows.device)
+            of_tables = [[count] for count in counts]
+            return [self._batched[0](rows, offsets, batch_size_per_feature_per_rank=of_tables).view(-1)]
+        found = []
+        for batched, part in zip(self._batched, rows.split(counts), strict=True):
+            offsets = torch.arange(len(part) + 1, device=rows.device)
+            found.append(batched(part, offsets).view(-1) if len(part) else torch.zeros(0, device=rows.device))
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedTables":
@@ -329,6 +364,14 @@ class FusedTables(nn.Module):
         """Bytes of the optimizer's accumulators."""
         states = (states for batched in self._batched for states in batched.split_optimizer_states())
         return sum(state.nbytes for of_table in states for state in of_table)
+
+
+def of_each(numbers: Tensor, counts: Sequence[int]) -> Tensor:
+    """Repeat the number (L,) of each lookup for each of its rows, (N,)."""
+    if len(set(counts)) == 1:
+        return numbers.repeat_interleave(counts[0])  # the usual case, for which a device is not waited for
+    repeats = torch.tensor(counts, device=numbers.device)
+    return numbers.repeat_interleave(repeats, output_size=sum(counts))
 
 
 def stored_shape(table: PhysicalTable) -> PhysicalTable:

@@ -248,7 +248,7 @@ def entry_widths(dim: int) -> list[int]:
 
 def entries_bytes(per_row: Tensor, dim: int, num_ids: int, precision: str) -> int:
     """Bytes of rows that keep so many entries (n,), of `entry_widths`, with everything that serving them needs."""
-    of_width = torch.tensor([row_bytes(width, precision) for width in range(dim + 1)])
+    of_width = torch.tensor([row_bytes(width, precision) for width in range(dim + 1)], device=per_row.device)
     partial = int((per_row < dim).sum())
     index_bytes = len(per_row) * PLACE_BYTES + partial * -(-dim // 8) + map_bytes(num_ids, len(per_row))
     return int(of_width[per_row].sum()) + index_bytes

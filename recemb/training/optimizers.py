@@ -33,7 +33,8 @@ class Optimizers:
         of_methods = {id(one) for optimizer in own for group in optimizer.param_groups for one in group["params"]}
         rest = [one for one in parameters if id(one) not in of_methods]
         self._main: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay),
+            # One kernel for all weights, which may be very many small ones; on CPUs it would round otherwise.
+            torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, fused=all(one.is_cuda for one in rest) or None),
             *own,
         ]
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._main]

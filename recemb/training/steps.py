@@ -13,6 +13,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recemb.datasets import Batch
 from recemb.options import RecembError
 from recemb.tables.collection import CompressedEmbeddingBagCollection
+from recemb.tables.sharded import ShardedTables
+from recemb.training.ahead import Ahead
 from recemb.training.build import Built
 from recemb.training.evaluation import rows_of
 from recemb.training.optimizers import Optimizers
@@ -30,8 +32,8 @@ class Steps:
         optimizers: of the model.
         device: where it is.
         processes: how many take each step together.
-        pipelined: for sharded tables: torchrec's TrainPipelineSparseDist moves the batch after the next to the device,
-            and turns the next one's ids into rows and shares them out, while one is trained on.
+        pipelined: the batch after the next is moved to the device, and the next one's ids are turned into rows, while
+            one is trained on; torchrec's TrainPipelineSparseDist also shares out those of sharded tables.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class Steps:
         self._device = device
         self._processes = processes
         self._pipeline: Any = None
+        self._ahead: Ahead | None = None
         self._paused = False
-        if pipelined:
+        if pipelined and not any(isinstance(one.tables, ShardedTables) for one in collections):
+            self._ahead = Ahead(collections, device)
+        elif pipelined:
             self._pipeline = TrainPipelineSparseDist(
                 built.runs,
                 cast(Any, optimizers),
@@ -82,7 +87,7 @@ class Steps:
                     f"the next batch cannot be prepared ahead, because the model decides by values how it calls its "
                     f"tables ({error}); pass trainer.pipeline=false."
                 ) from error
-        batch = next(batches, None)
+        batch = next(batches, None) if self._ahead is None else self._ahead.take(batches)
         if batch is None:
             return None
         objective, done = self._lose(batch.to(self._device))

@@ -19,7 +19,6 @@ from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
 from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.precision import round_rows_
-from recemb.tables.sharded import ShardedTables
 from recemb.training.build import Built, trained_beside_rows
 from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.evaluation import Evaluation, evaluate, progress_bar, rows_of
@@ -113,9 +112,8 @@ class Trainer:
         self.optimizers = Optimizers(
             trained_beside_rows(built.model), self.collections, config.lr, config.weight_decay, config.table_lr
         )
-        sharded = any(isinstance(one.tables, ShardedTables) for one in self.collections)
         self.steps = Steps(
-            built, self.collections, self.optimizers, self.device, world_size(), pipelined=config.pipelined(sharded)
+            built, self.collections, self.optimizers, self.device, world_size(), pipelined=config.pipelined
         )
         self._writer: SummaryWriter | None = None
         self._unread: list[Tensor] = []

@@ -41,8 +41,8 @@ class TrainerConfig:
     )
     pipeline: bool | None = option(
         None,
-        "turn the next batch's ids into rows, and share them out over the processes, while one is trained on; null for "
-        "where tables are sharded over GPUs",
+        "turn the next batch's ids into rows, and share them out where tables are sharded, while one is trained on; "
+        "null for on GPUs",
     )
     checkpoint_minutes: float | None = option(
         10.0, "minutes after which the state is kept, to go on from with resume=true; null for never"
@@ -76,10 +76,10 @@ class TrainerConfig:
             raise RecembError(f"trainer.schedule={self.schedule} is not known; choose linear or constant.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise RecembError(f"trainer.device={self.device} is not known; choose auto, cpu or cuda.")
-        if self.pipeline and self.sharding in ("none", "data_parallel"):
+        if self.pipeline and self.sharding in ("none", "data_parallel") and not self._on_gpu:
             raise RecembError(
-                f"trainer.pipeline=true is for sharded tables, not for trainer.sharding={self.sharding}; take auto, "
-                "table_wise, row_wise or column_wise, or trainer.pipeline=null."
+                f"trainer.pipeline=true is for GPUs and for sharded tables, not for trainer.sharding={self.sharding} "
+                "on a CPU; take auto, table_wise, row_wise or column_wise, or trainer.pipeline=null."
             )
         self.fused_optimizer().kwargs()
         check_sharding(self.sharding, self.fused_optimizer(), self.cache_share)
@@ -88,9 +88,14 @@ class TrainerConfig:
         """The optimizer of the tables' rows."""
         return FusedOptimizer(self.table_optimizer, self.table_lr, self.table_eps)
 
-    def pipelined(self, sharded: bool) -> bool:
-        """Whether steps overlap, given whether tables are sharded, which they are not without torchrun."""
-        return sharded and (self.torch_device().type == "cuda" if self.pipeline is None else self.pipeline)
+    @property
+    def pipelined(self) -> bool:
+        """Whether steps overlap."""
+        return self._on_gpu if self.pipeline is None else self.pipeline
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
 
     def torch_device(self) -> torch.device:
         """The device that `device` stands for on this machine."""

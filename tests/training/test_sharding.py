@@ -129,7 +129,7 @@ def test_a_plan_for_several_processes_shares():
         (["trainer.sharding=column_wise"], "trainer.sharding=column_wise is not offered here"),
         (
             ["trainer.sharding=data_parallel", "trainer.pipeline=true"],
-            "trainer.pipeline=true is for sharded tables, not for trainer.sharding=data_parallel",
+            "trainer.pipeline=true is for GPUs and for sharded tables, not for trainer.sharding=data_parallel",
         ),
         (
             ["trainer.sharding=auto", "dataset.path=nowhere", "dataset=criteo"],
