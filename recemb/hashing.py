@@ -11,6 +11,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from recemb.fusing import fused
+
 HASH_VERSION = 1
 
 KEEPS_IDS = 0
@@ -69,6 +71,7 @@ def hash_to_rows(ids: Tensor, salt: Tensor | int, rows: Tensor | int) -> Tensor:
     return torch.remainder(mix(ids, salt), rows)
 
 
+@fused
 def hash_or_keep(ids: Tensor, salts: Tensor, rows: Tensor) -> Tensor:
     """Hash ids as `hash_to_rows` does, but for those with the salt `KEEPS_IDS`, which stay as they are."""
     return torch.where(salts == KEEPS_IDS, ids, hash_to_rows(ids, salts, rows))

@@ -10,7 +10,7 @@ block between two synchronisations, so that the host may run ahead of the device
 
 - plain: one FBGEMM kernel over all full tables with row-wise Adagrad in its backward pass and FBGEMM's defaults, as
   torchrec's sharded collections call it on each device. torchrec's unsharded module is measured like a method.
-- method: recemb's collection.
+- method: recemb's collection, one batch ahead as `recemb train` works on GPUs.
 - equal lookups: the same network, and a plain collection of the method's physical tables that is handed the row
   numbers that the method reads. Its vectors go into a mean and the network reads constants: remap and combine are all
   that the method does more. Widths are rounded up to multiples of four. Where ids read one of several tables it has one
@@ -18,7 +18,8 @@ block between two synchronisations, so that the host may run ahead of the device
 
 Ratios are medians over turns of the method's time over the other's in the same turn. Peak memory is what a step of the
 method alone takes, tables and network included; reserved is that of the process, plain included. The split is measured
-afterwards, between CUDA events: where the host launches more slowly than the device works, parts hold the wait too.
+afterwards, one part after the other without working ahead, between CUDA events: where the host launches more slowly
+than the device works, parts hold the wait too, so that they come to more than the step.
 A solve sets the level of a table that is being pruned, 16 times a pass. tools/gpu_suite.sh makes tables of the results.
 """
 
@@ -32,6 +33,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +59,7 @@ from recemb.models import DLRMConfig
 from recemb.tables.base import CompressedTable, total_full_bytes
 from recemb.tables.collection import BagConfig
 from recemb.tables.pruned import PrunedConfig
+from recemb.training.ahead import Ahead
 from recemb.training.run import versions
 
 UNSHARDED = "FusedEmbeddingBagCollection"
@@ -77,13 +80,13 @@ WHERE = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if ON_GPU else (Embedding
 
 
 class Run(NamedTuple):
-    """What takes turns: the loss of a batch by number, and the optimizers beside the fused one."""
+    """What takes turns: the loss of a batch by number, None for the next one, and optimizers beside the fused one."""
 
-    loss: Callable[[int], Tensor]
+    loss: Callable[[int | None], Tensor]
     optimizers: list[torch.optim.Optimizer]
     tables: nn.Module
 
-    def step(self, number: int, ranges: Callable[[str], Any] = lambda _: nullcontext()) -> None:
+    def step(self, number: int | None, ranges: Callable[[str], Any] = lambda _: nullcontext()) -> None:
         with ranges("forward"):
             loss = self.loss(number)
         with ranges("backward"):
@@ -148,11 +151,11 @@ class Bench:
 
     def peak_bytes(self, run: Run, before: int) -> int | None:
         """Bytes beyond `before` that a step takes at most, once optimizers have their state; None without a GPU."""
-        run.step(0)
+        run.step(None)
         if not ON_GPU:
             return None
         torch.cuda.reset_peak_memory_stats()
-        run.step(1)
+        run.step(None)
         return torch.cuda.max_memory_allocated() - before
 
     def network(self, tables: Any) -> Any:
@@ -166,8 +169,16 @@ class Bench:
         others = {one for optimizer in own for group in optimizer.param_groups for one in group["params"]}
         others |= set(tables.parameters()) if method is None else set()  # what plain torchrec's kernel updates
 
-        def loss(number: int) -> Tensor:
-            batch = self.batches[number % len(self.batches)]
+        batches = cycle(self.batches)
+        ahead = Ahead([tables], DEVICE) if ON_GPU and isinstance(tables, CompressedEmbeddingBagCollection) else None
+
+        def loss(number: int | None) -> Tensor:
+            if number is not None:
+                batch = self.batches[number % len(self.batches)]
+            else:
+                following = next(batches) if ahead is None else ahead.take(batches)
+                assert following is not None
+                batch = following
             found = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.labels)
             penalty = None if method is None else method.penalty()
             return found if penalty is None else found + penalty
@@ -195,9 +206,12 @@ class Bench:
         model = self.network(self.plain.tables)
         vectors = torch.zeros(self.options.batch, len(self.specs) * self.dim, device=DEVICE, requires_grad=True)
 
-        def loss(number: int) -> Tensor:
-            vectors.grad, batch = None, self.batches[number % len(batches)]
-            looked_up = bare(batches[number % len(batches)]).values()
+        following = cycle(range(len(batches)))
+
+        def loss(_: int | None) -> Tensor:
+            number = next(following)
+            vectors.grad, batch = None, self.batches[number]
+            looked_up = bare(batches[number]).values()
             logits = model.head(batch.dense, vectors)
             return F.binary_cross_entropy_with_logits(logits, batch.labels) + looked_up.mean()
 
@@ -256,13 +270,12 @@ class Bench:
         """Seconds of a step of each run, turn by turn."""
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in tqdm(range(self.options.turns + 1), desc=f"D={self.dim} {title}", mininterval=1):
-            first = turn * (self.options.steps + 1)
             for name in list(runs) if turn % 2 else list(runs)[::-1]:
-                runs[name].step(first)
+                runs[name].step(None)
                 sync()
                 clock = time.perf_counter()
-                for number in range(first + 1, first + 1 + self.options.steps):
-                    runs[name].step(number)
+                for _ in range(self.options.steps):
+                    runs[name].step(None)
                 sync()
                 if turn:  # the first one touches memory for the first time
                     seconds[name].append((time.perf_counter() - clock) / self.options.steps)
@@ -271,11 +284,11 @@ class Bench:
     def split(self, run: Run) -> dict[str, float]:
         """Median milliseconds of the parts of a step."""
         clock, tables = PartClock(), run.tables
+        # The method's own part is all of `ask` and `answer`.
         targets: list[tuple[Any, str, str]] = [(tables, "forward", "tables")]
         if isinstance(tables, CompressedEmbeddingBagCollection):
-            targets += [(tables.tables, name, "lookup") for name in ("forward", "values")]
-            targets += [(tables.method, name, "remap") for name in ("remap", "route")]
-            targets += [(tables.method, name, "combine") for name in ("combine", "widen", "gate")]
+            targets += [(tables.tables, name, "lookup") for name in ("forward", "values", "stored")]
+            targets += [(tables.ask, "forward", "remap"), (tables.answer, "forward", "combine")]
         for owner, name, part in targets:
             setattr(owner, name, clock.range(part)(getattr(owner, name)))
         steps = []
@@ -332,7 +345,9 @@ def zipf_counts(size: int) -> Tensor:
 
 
 def adam(model: nn.Module, others: Collection[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([one for one in model.parameters() if one.requires_grad and one not in others])
+    return torch.optim.AdamW(
+        [one for one in model.parameters() if one.requires_grad and one not in others], fused=ON_GPU or None
+    )
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

@@ -31,6 +31,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from recemb.fusing import fused
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, PhysicalTable, TableConfig, TableSpec
 from recemb.tables.registry import register
@@ -252,7 +253,7 @@ class CompositionalTable(CompressedTable):
         """Number the bucket of each id."""
         if not self.layout.constants:
             return ids
-        return torch.remainder(torch.div(ids, self.divisors[lookup], rounding_mode="floor"), self.buckets[lookup])
+        return _bucket(ids, self.divisors[lookup], self.buckets[lookup])
 
     def combine(self, rows: list[Tensor], spec_index: int) -> Tensor:
         """Multiply, add, put side by side, or run the first row through the others' nets."""
@@ -266,6 +267,11 @@ class CompositionalTable(CompressedTable):
         for other in others:
             first = first * other if self.config.combine == "multiply" else first + other
         return first
+
+
+@fused
+def _bucket(ids: Tensor, divisors: Tensor, buckets: Tensor) -> Tensor:
+    return torch.remainder(torch.div(ids, divisors, rounding_mode="floor"), buckets)
 
 
 def _net(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:

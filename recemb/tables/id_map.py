@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recemb.fusing import fused
+
 _WORD = 64
 _KEYS = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
 
@@ -73,17 +75,26 @@ def find(tensors: Mapping[str, Tensor], ids: Tensor, longest: int) -> tuple[Tens
         How many kept ids are smaller, which is the number of an id that is kept, int64; and whether it is, bool.
     """
     if "words" in tensors:
-        word, bit = ids >> 6, ids & (_WORD - 1)
-        bits = tensors["words"][word]
-        # Functions where shifts differ from element to element: ONNX knows these, and not the operators.
-        below = bits & (torch.bitwise_left_shift(torch.ones_like(bit), bit) - 1)
-        return tensors["ranks"][word] + _count_bits(below), (torch.bitwise_right_shift(bits, bit) & 1).bool()
-    keys = tensors["keys"]
+        return _find_bit(ids, tensors["words"], tensors["ranks"])
+    return _find_key(ids, tensors["keys"], tensors["buckets"], longest.bit_length())
+
+
+@fused
+def _find_bit(ids: Tensor, words: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    word, bit = ids >> 6, ids & (_WORD - 1)
+    bits = words[word]
+    # Functions where shifts differ from element to element: ONNX knows these, and not the operators.
+    below = bits & (torch.bitwise_left_shift(torch.ones_like(bit), bit) - 1)
+    return ranks[word] + _count_bits(below), (torch.bitwise_right_shift(bits, bit) & 1).bool()
+
+
+@fused
+def _find_key(ids: Tensor, keys: Tensor, buckets: Tensor, halvings: int) -> tuple[Tensor, Tensor]:
     bits_of_key = keys.element_size() * 8
     bucket, wanted = ids >> bits_of_key, ids & (2**bits_of_key - 1)
-    low, end = tensors["buckets"][bucket].long(), tensors["buckets"][bucket + 1].long()
+    low, end = buckets[bucket].long(), buckets[bucket + 1].long()
     high, last = end, len(keys) - 1
-    for _ in range(longest.bit_length()):
+    for _ in range(halvings):
         middle = (low + high) >> 1
         smaller = (_unsigned(keys[middle.clamp(max=last)]) < wanted) & (low < high)
         low, high = torch.where(smaller, middle + 1, low), torch.where(smaller, high, middle)

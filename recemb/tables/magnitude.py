@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from recemb.fusing import fused
 from recemb.options import RecembError, option
 from recemb.tables.base import Approximation, TableSpec
 from recemb.tables.pruned import LastStage, PackedTable, PrunedConfig
@@ -75,10 +76,8 @@ class MagnitudeSearch(PruningTable):
 
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Set what is small to zero, but for the unknown's row where whole rows are."""
-        sizes = vectors.detach().abs() if self.unit == "entry" else vectors.detach().norm(dim=-1, keepdim=True)
-        weighs = self.weighs(ids, spec).unsqueeze(-1)
-        kept = sizes * weighs > self.level
-        return vectors * (kept if self.unit == "entry" else kept | (ids == 0).unsqueeze(-1))
+        gate = _gate_entries if self.unit == "entry" else _gate_rows
+        return gate(vectors, self.weighs(ids, spec), self.level, ids)
 
     def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Sizes of entries, or norms of rows."""
@@ -92,6 +91,17 @@ class MagnitudeSearch(PruningTable):
     def target_bytes(self, epochs: float) -> int | None:
         """Follow the schedule, or prune nothing before training is over."""
         return super().target_bytes(epochs) if self.config.schedule == "gradual" else None
+
+
+@fused
+def _gate_rows(vectors: Tensor, weighs: Tensor, level: Tensor, ids: Tensor) -> Tensor:
+    kept = (vectors.detach().norm(dim=-1) * weighs > level) | (ids == 0)
+    return vectors * kept.unsqueeze(-1)
+
+
+@fused
+def _gate_entries(vectors: Tensor, weighs: Tensor, level: Tensor, _: Tensor) -> Tensor:
+    return vectors * (vectors.detach().abs() * weighs.unsqueeze(-1) > level)
 
 
 @register(

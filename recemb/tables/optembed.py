@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recemb.fusing import fused
 from recemb.options import RecembError, option
 from recemb.search.evolution import Found, evolve
 from recemb.tables.base import TableSpec
@@ -211,23 +212,43 @@ class _Gate(torch.autograd.Function):
         widths: Tensor,
         always: Tensor,
     ) -> Tensor:
-        margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
-        first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
-        kept = (margins > level) | always
-        ctx.save_for_backward(vectors, (margins - level) / weighs, weighs, kept, first, always)
-        ctx.thresholds_shape = thresholds.shape
-        return vectors * (first & kept.unsqueeze(-1))
+        ctx.save_for_backward(vectors, thresholds, level, weighs, widths, always)
+        return _masked(vectors, thresholds, level, weighs, widths, always)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, over, weighs, kept, first, always = ctx.saved_tensors
-        of_vectors = gradients[0] * first
-        size = over.abs()
-        surrogate = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1)) * ~always
-        of_over = (of_vectors * vectors).sum(dim=-1) * surrogate
-        of_thresholds = -(of_over / weighs).sum_to_size(ctx.thresholds_shape)
-        of_vectors = of_vectors * kept.unsqueeze(-1) + of_over.unsqueeze(-1) * vectors.sign()
+        of_vectors, of_thresholds = _mask_gradients(gradients[0], *ctx.saved_tensors)
         return of_vectors, of_thresholds, None, None, None, None
+
+
+@fused
+def _masked(
+    vectors: Tensor, thresholds: Tensor, level: Tensor, weighs: Tensor, widths: Tensor, always: Tensor
+) -> Tensor:
+    margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
+    first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
+    return vectors * (first & ((margins > level) | always).unsqueeze(-1))
+
+
+@fused
+def _mask_gradients(
+    gradient: Tensor,
+    vectors: Tensor,
+    thresholds: Tensor,
+    level: Tensor,
+    weighs: Tensor,
+    widths: Tensor,
+    always: Tensor,
+) -> tuple[Tensor, Tensor]:
+    margins = vectors.abs().sum(dim=-1) * weighs - thresholds
+    kept = (margins > level) | always
+    first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
+    of_vectors = gradient * first
+    size = ((margins - level) / weighs).abs()
+    surrogate = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1)) * ~always
+    of_over = (of_vectors * vectors).sum(dim=-1) * surrogate
+    of_thresholds = -(of_over / weighs).sum_to_size(thresholds.shape)
+    return of_vectors * kept.unsqueeze(-1) + of_over.unsqueeze(-1) * vectors.sign(), of_thresholds
 
 
 @register(

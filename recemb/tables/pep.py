@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from recemb.fusing import fused
 from recemb.options import RecembError, option
 from recemb.tables.base import TableSpec
 from recemb.tables.pruned import PackedTable, PrunedConfig
@@ -63,9 +64,7 @@ class PepSearch(PruningTable):
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Shrink all entries, those of the unknown too."""
         at = spec if len(self.thresholds) > 1 else torch.zeros_like(spec)
-        by = torch.sigmoid(self.thresholds[at] + self.level) / self.weighs(ids, spec).unsqueeze(-1)
-        shrunk: Tensor = vectors.sign() * torch.relu(vectors.abs() - by)
-        return shrunk
+        return _shrink(vectors, self.thresholds[at], self.level, self.weighs(ids, spec))
 
     def margins(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The threshold at which an entry would end at zero, over its s."""
@@ -76,6 +75,12 @@ class PepSearch(PruningTable):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam on the thresholds."""
         return [torch.optim.Adam([self.thresholds], lr=self.config.threshold_lr)]
+
+
+@fused
+def _shrink(vectors: Tensor, thresholds: Tensor, level: Tensor, weighs: Tensor) -> Tensor:
+    by = torch.sigmoid(thresholds + level) / weighs.unsqueeze(-1)
+    return vectors.sign() * torch.relu(vectors.abs() - by)
 
 
 @register(

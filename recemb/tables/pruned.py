@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recemb.budget import largest_within
+from recemb.fusing import fused
 from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec, total_held_bytes
 from recemb.tables.blocks import block_of
@@ -178,8 +179,7 @@ class PackedTable(CompressedTable):
         if rows.shape[1] == dim:
             return rows
         first = sum(one.rows for one in self.layout.tables[:table])
-        mask = unpack_bits(self.entries[first + numbers], dim)
-        return rows.gather(1, (mask.cumsum(1) - 1).clamp(min=0)) * mask
+        return _spread(rows, self.entries[first + numbers], dim)
 
     @property
     def widens_linearly(self) -> bool:
@@ -193,3 +193,10 @@ class PackedTable(CompressedTable):
     def _find(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
         """Number kept ids over all tables; the order of lookups is that of the tables."""
         return find(self._buffers, ids + self.before[spec], self._longest)  # type: ignore[arg-type]
+
+
+@fused
+def _spread(rows: Tensor, bits: Tensor, dim: int) -> Tensor:
+    """Put the floats of rows (n, d) where bits (n, ceil(D / 8)) say, and zeros elsewhere: (n, D)."""
+    mask = unpack_bits(bits, dim)
+    return rows.gather(1, (mask.cumsum(1) - 1).clamp(min=0)) * mask

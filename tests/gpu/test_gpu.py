@@ -18,7 +18,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec, get_table
 from recemb.cli import main
+from recemb.datasets import Batch
 from recemb.tables.base import CompressedTable, TableConfig, total_full_bytes
+from recemb.tables.precision import round_rows_
+from recemb.tables.storage import lanes_of
+from recemb.training.ahead import Ahead
 from recemb.training.evaluation import evaluate
 from recemb.training.reopen import open_run
 
@@ -38,16 +42,24 @@ def device() -> torch.device:
     pytest.skip("needs a CUDA device, and torch finds none; RECEMB_GPU_SUITE=cpu runs this on the CPU")
 
 
+def needs_cuda(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("is there for CUDA devices only")
+
+
 def fitted(method: Variant, specs: list[TableSpec]) -> TableConfig:
     return method.config().fit(specs, total_full_bytes(specs) // 4)
 
 
 def twins(
-    specs: list[TableSpec], make: Callable[[], TableConfig | CompressedTable], device: torch.device
+    specs: list[TableSpec],
+    make: Callable[[], TableConfig | CompressedTable],
+    device: torch.device,
+    optimizer: str = "rowwise_adagrad",
 ) -> tuple[CompressedEmbeddingBagCollection, CompressedEmbeddingBagCollection]:
     """Two fused collections of equal weights, on the CPU and on the device."""
-    here = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer())
-    there = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer(), device=device)
+    here = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer(optimizer))
+    there = CompressedEmbeddingBagCollection(specs, make(), optimizer=FusedOptimizer(optimizer), device=device)
     there.load_state_dict(here.state_dict())
     return here, there
 
@@ -84,6 +96,103 @@ def test_vectors_and_a_training_step_are_those_of_the_cpu(method: Variant, max_l
     # Every bag of one id, the usual case, and bags of 0 to 3 ids, some of them empty.
     assert_equal_after_a_step(here, there, make_batch(specs, bags=65, seed=1, empty=False))
     assert_equal_after_a_step(here, there, batch)
+
+
+@each_method
+@pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
+def test_other_optimizers_take_the_same_step(method: Variant, optimizer: str, device):
+    specs = make_specs(max_length=1)
+    here, there = twins(specs, lambda: fitted(method, specs), device, optimizer)
+    for seed in (1, 2):
+        assert_equal_after_a_step(here, there, make_batch(specs, bags=65, seed=seed))
+
+
+@pytest.mark.parametrize("dim", [10, 16, 128])
+@pytest.mark.parametrize("adds", [False, True], ids=["single", "bags"])
+def test_rows_of_many_widths_are_widened_in_one_kernel(dim: int, adds: bool, device):
+    needs_cuda(device)
+    from recemb.tables.widening import Lookup, Widening
+
+    random = torch.Generator().manual_seed(dim)
+    widths = [dim, dim - 1, 3, 2, 5, dim, 1, max(dim // 2, 1)]
+    counts = [700, 1300, 2500, 0, 64, 1, 33, 999]
+    lookups, numbers = [], 0
+    for index, width in enumerate(widths):
+        matrix = numbers if width < dim and index != 4 else None
+        lookups.append(Lookup(width, width * lanes_of(width), matrix))
+        numbers += 0 if matrix is None else width * dim
+    lane = torch.cat(
+        [
+            torch.randint(lanes_of(width), (count,), generator=random)
+            for width, count in zip(widths, counts, strict=True)
+        ]
+    )
+    rows = sum(counts)
+    place = torch.randint(rows // 2, (rows,), generator=random) if adds else torch.randperm(rows, generator=random)
+    stored = torch.randn(sum(n * one.stored for n, one in zip(counts, lookups, strict=True)), generator=random)
+    matrices = torch.randn(numbers, generator=random)
+    target = torch.randn(rows + 9, dim, generator=random)
+
+    def reference(stored, matrices):
+        vectors, start = [], 0
+        for lanes, count, one in zip(lane.split(counts), counts, lookups, strict=True):
+            wide = stored[start : start + count * one.stored].view(count, one.stored // one.width, one.width)
+            start += count * one.stored
+            found = wide[torch.arange(count), lanes]
+            if one.matrix is not None:
+                found = found @ matrices[one.matrix : one.matrix + one.width * dim].view(one.width, dim)
+            vectors.append(torch.nn.functional.pad(found, (0, dim - found.shape[1])))
+        return stored.new_zeros(rows + 9, dim).index_add(0, place, torch.cat(vectors))
+
+    exact = [one.double().requires_grad_() for one in (stored, matrices)]
+    expected = reference(*exact)
+    expected.backward(target.double())
+    given = [one.to(device).requires_grad_() for one in (stored, matrices)]
+    widening = Widening(lookups, dim, adds, device)
+    for _ in range(2):
+        found = widening(given[0], lane.to(device), counts, place.to(device), given[1], rows + 9)
+    found.backward(target.to(device))
+    for one, other in [(found, expected), *((one.grad, other.grad) for one, other in zip(given, exact, strict=True))]:
+        error = (one.cpu().double() - other).norm() / other.norm()
+        assert error < 1e-5
+
+
+@each_method
+@each_length
+def test_ids_that_were_turned_into_rows_ahead_give_the_same(method: Variant, max_length: int | None, device):
+    needs_cuda(device)
+    specs = make_specs(max_length=max_length)
+    one, other = (
+        CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
+        for _ in range(2)
+    )
+    batches = []
+    for seed in range(7):
+        sparse = make_batch(specs, bags=65 - seed, seed=seed, empty=seed % 2 == 0)
+        batches.append(Batch(torch.zeros(65 - seed, 1), sparse, torch.zeros(65 - seed)).pin_memory())
+    ahead, waiting = Ahead([one], device), iter(batches)
+    for batch in batches:
+        ready = ahead.take(waiting)
+        vectors = [one(ready.sparse).values(), other(batch.sparse.to(device)).values()]
+        for found in vectors:
+            found.square().sum().backward()
+        torch.testing.assert_close(vectors[0], vectors[1], atol=1e-6, rtol=1e-6)
+    assert ahead.take(waiting) is None
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_budgets_are_solved_on_the_device_as_on_the_cpu(name: str, device):
+    specs = make_specs(max_length=1)
+    config = get_table(name).config().fit(specs, total_full_bytes(specs) // 4)
+    pruning = config.pruning_table(specs)
+    weights = [torch.randn(spec.num_embeddings, spec.embedding_dim) * 0.05 for spec in specs]
+    kept = pruning.structure(weights)
+    found = pruning.to(device).structure([weight.to(device) for weight in weights])
+    same = [
+        np.isin(np.asarray(ids), np.asarray(others)).mean() for ids, others in zip(kept.kept, found.kept, strict=True)
+    ]
+    assert min(same) > 0.99  # margins are summed in another order
+    assert found.layout(specs).serving_bytes <= config.budget_bytes
 
 
 @pytest.mark.parametrize("name", PRUNED)
@@ -149,6 +258,9 @@ def test_rows_trained_on_the_device_are_served_on_the_cpu(method: Variant, devic
     tables = CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
     batch = make_batch(specs, bags=65)
     tables(batch.to(device)).values().square().sum().backward()
+    weights = tables.weights
+    round_rows_(tables.method.layout.tables, weights)  # some are served in 8 bits
+    tables.write(weights)
     trained = tables(batch.to(device)).values().detach().cpu()
     torch.testing.assert_close(tables.quantized()(batch).values(), trained, atol=1e-5, rtol=1e-5)
 
