@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 64  # rows at once
 _ROWS = 1024  # rows of a task, so that not every tile adds to the gradient of its matrix
 _NO_MATRIX = -1
 
@@ -87,9 +86,9 @@ class Widening:
             self._last = (counts, plan, tasks[-1])
         return self._last[1], self._last[2]
 
-    def grid(self, tasks: int) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The arguments that are the same in both directions."""
-        widest = max((one.width for one in self.lookups if one.matrix is not None), default=16)
+        widest, wide = max((one.width for one in self.lookups if one.matrix is not None), default=16), self.dim > 64
         return {
             "lookups": len(self.lookups),
             "LOOKUPS": triton.next_power_of_2(len(self.lookups) + 1),
@@ -97,7 +96,10 @@ class Widening:
             "COLUMNS": max(16, triton.next_power_of_2(self.dim)),
             "INNER": 16 if widest <= 16 else 32,
             "ROWS": _ROWS,
-            "TILE": _TILE,
+            # Rows at once, and threads, such that registers suffice.
+            "TILE": 32 if wide else 64,
+            "num_warps": 8 if wide else 4,
+            "num_stages": 1,
         }
 
 
@@ -118,7 +120,7 @@ class _Widen(torch.autograd.Function):
         if tasks:
             _forward[(tasks,)](
                 stored, matrices, place if lane is None else lane, place, plan, out,
-                HAS_LANE=lane is not None, ADDS=widening.adds, **widening.grid(tasks),
+                HAS_LANE=lane is not None, ADDS=widening.adds, **widening.options(),
             )  # fmt: skip
         ctx.save_for_backward(stored, matrices, lane, place)
         ctx.rest = widening, plan, tasks
@@ -132,7 +134,7 @@ class _Widen(torch.autograd.Function):
         of_stored = torch.zeros_like(stored) if widening.packs else torch.empty_like(stored)
         of_matrices = torch.zeros_like(matrices)
         if tasks:
-            sizes = widening.grid(tasks)
+            sizes = widening.options()
             parts = -(-max(one.width for one in widening.lookups) // sizes["INNER"])
             _backward[(tasks, parts)](
                 stored, matrices, place if lane is None else lane, place, plan, gradients[0].contiguous(),
