@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,26 @@ from tables_samples import make_batch, make_specs
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec
+from recemb.tables.base import PhysicalTable
 from recemb.tables.full import FullConfig
+from recemb.tables.storage import FusedTables
+from recemb.training.checkpoint import load_tensors, save_tensors
 
 
-def fused(width: int | None = None) -> CompressedEmbeddingBagCollection:
-    return CompressedEmbeddingBagCollection(make_specs(), FullConfig(width=width), optimizer=FusedOptimizer(lr=0.1))
+def fused(dim: int = 16) -> CompressedEmbeddingBagCollection:
+    return CompressedEmbeddingBagCollection(make_specs(dim), FullConfig(), optimizer=FusedOptimizer(lr=0.1))
+
+
+def of_widths(widths: list[int], name: str, seed: int = 0) -> CompressedEmbeddingBagCollection:
+    """Tables of 11, 12, ... rows, under an optimizer; `plain` for none."""
+    specs = [TableSpec(name=f"t{n}", num_embeddings=11 + n, embedding_dim=width) for n, width in enumerate(widths)]
+    optimizer = None if name == "plain" else FusedOptimizer(name, lr=0.1)
+    return CompressedEmbeddingBagCollection(specs, FullConfig(), optimizer=optimizer, seed=seed)
+
+
+def learn(tables: CompressedEmbeddingBagCollection, steps: int) -> None:
+    for step in range(steps):
+        tables(make_batch(tables.specs, seed=step)).values().square().sum().backward()
 
 
 def one_table(**options: object) -> TableSpec:
@@ -67,7 +83,68 @@ def test_specs_that_cannot_be_are_refused(options: dict, said: str):
         one_table(**options)
 
 
-@pytest.mark.parametrize("width", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("width", "stored"), [(1, (5, 4)), (6, (10, 12)), (15, (5, 60)), (16, (19, 16)), (17, (19, 20)), (57, (19, 60))]
+)
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_narrow_rows_lie_side_by_side_and_wide_ones_have_unused_floats(width: int, stored: tuple[int, int], name: str):
+    rows, floats = stored
+    host = FusedTables([PhysicalTable("t0", 19, width, 0.01)], [0], FusedOptimizer(name))
+    assert host.stored_bytes() == 4 * rows * floats
+    assert host.optimizer_bytes() == {"rowwise_adagrad": 4 * rows, "adagrad": 4 * rows * floats, "sgd": 0}[name]
+    weight = host.read("t0")
+    assert weight.shape == (19, width)
+    assert weight.stride() == ((floats if width > 16 else width), 1)
+    shapes = [tensor.shape for tensor in host.optimizer_tensors().values()]
+    assert shapes == {"rowwise_adagrad": [(rows,)], "adagrad": [(19, width)], "sgd": []}[name]
+
+
+@pytest.mark.parametrize("widths", [[17, 16, 30, 57, 6], [57, 16], [57]], ids=str)
+@pytest.mark.parametrize("name", ["adagrad", "sgd"])
+def test_rows_of_any_width_are_read_and_learn_like_plain_ones(widths: list[int], name: str):
+    plain, tables = of_widths(widths, "plain"), of_widths(widths, name)
+    assert all(map(torch.equal, plain.weights, tables.weights))
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    if name == "adagrad":
+        optimizer = torch.optim.Adagrad(plain.parameters(), lr=0.1, eps=FusedOptimizer().eps)
+    for step in range(3):
+        batch = make_batch(plain.specs, seed=step)
+        ours, theirs = plain(batch).values(), tables(batch).values()
+        torch.testing.assert_close(ours, theirs)
+        optimizer.zero_grad()
+        for vectors in (ours, theirs):
+            vectors.square().sum().backward()
+        optimizer.step()
+    for one, other in zip(plain.weights, tables.weights, strict=True):
+        torch.testing.assert_close(one, other)
+    sums = tables.tables.optimizer_tensors()
+    if name == "adagrad":
+        for key, weight in plain.tables.named_parameters():
+            torch.testing.assert_close(sums[key.replace(".weight", ".momentum1")], optimizer.state[weight]["sum"])
+
+
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_what_is_saved_has_no_padding_and_comes_back(name: str, tmp_path: Path):
+    widths = [17, 16, 57, 6]
+    tables, other, plain = of_widths(widths, name), of_widths(widths, name, seed=1), of_widths(widths, "plain", seed=2)
+    learn(tables, 2)
+    save_tensors(tables.state_dict() | tables.tables.optimizer_tensors(), tmp_path / "saved")
+    load_tensors(other.state_dict() | other.tables.optimizer_tensors(), tmp_path / "saved", "{folder} cannot be read.")
+    load_tensors(plain.state_dict(), tmp_path / "saved", "{folder} cannot be read.")
+    assert [weight.shape[1] for weight in plain.weights] == widths
+    assert all(map(torch.equal, tables.weights, plain.weights))
+    learn(tables, 1)
+    learn(other, 1)
+    assert all(map(torch.equal, tables.weights, other.weights))
+    learn(tables, 1)
+    plain.load_state_dict(tables.state_dict())
+    other.load_state_dict(plain.state_dict())
+    assert all(map(torch.equal, tables.weights, other.weights))
+    other.write([torch.ones_like(weight) for weight in other.weights])
+    assert bool((other(make_batch(other.specs, empty=False)).values() >= 1).all())
+
+
+@pytest.mark.parametrize("width", [1, 3, 16, 57])
 def test_batches_without_an_id_or_a_row_are_fine(width: int):
     tables = fused(width)
     keys = [spec.name for spec in tables.specs]
@@ -90,8 +167,9 @@ def test_fused_weights_never_part_from_the_kernels_memory():
         pickle.dumps(tables)
 
 
-def test_a_deep_copy_learns_on_its_own_from_where_it_was():
-    tables, batch = fused(), make_batch(make_specs())
+@pytest.mark.parametrize("dim", [16, 57])
+def test_a_deep_copy_learns_on_its_own_from_where_it_was(dim: int):
+    tables, batch = fused(dim), make_batch(make_specs())
     tables(batch).values().square().sum().backward()
     twin = copy.deepcopy(tables)
     frozen = {name: weight.clone() for name, weight in tables.state_dict().items()}

@@ -229,9 +229,10 @@ def test_gradients_are_right_in_double_precision(method: Variant):
 @each_method
 @each_share
 @pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd"])
-def test_fused_rows_learn_like_plain_ones(method: Variant, share: float, name: str):
+@pytest.mark.parametrize("dim", [16, 30])
+def test_fused_rows_learn_like_plain_ones(method: Variant, share: float, name: str, dim: int):
     """One step of the fused optimizer equals the textbook step on the plain gradients."""
-    specs = make_specs(max_length=1)
+    specs = make_specs(dim, max_length=1)
     optimizer = FusedOptimizer(name, lr=0.1, eps=1e-6)
     plain, fused = collection(method, specs, share), collection(method, specs, share, optimizer=optimizer)
     fused.load_state_dict(plain.state_dict())
@@ -246,11 +247,13 @@ def test_fused_rows_learn_like_plain_ones(method: Variant, share: float, name: s
         elif name == "adagrad":
             step = gradient / (gradient.abs() + 1e-6)
         else:
-            # Narrow rows that share a stored row share its accumulator too: the mean square over the stored row.
-            lanes = 4 // np.gcd(table.dim, 4)
-            padded = torch.zeros(-(-table.rows // lanes) * lanes, table.dim)
-            padded[: table.rows] = gradient
-            mean = padded.view(-1, lanes * table.dim).square().mean(dim=1).repeat_interleave(lanes)[: table.rows]
+            # Narrow rows that share a stored row share its accumulator too: the mean square over the stored row. Wide
+            # ones have a stored row each.
+            lanes = 4 // np.gcd(table.dim, 4) if table.dim <= 16 else 1
+            width = -(-table.dim // 4) * 4 if lanes == 1 else table.dim
+            padded = torch.zeros(-(-table.rows // lanes) * lanes, width)
+            padded[: table.rows, : table.dim] = gradient
+            mean = padded.view(-1, lanes * width).square().mean(dim=1).repeat_interleave(lanes)[: table.rows]
             step = gradient / (mean.sqrt().unsqueeze(1) + 1e-6)
         expected = weight.detach() - 0.1 * step
         torch.testing.assert_close(fused.tables.get_parameter(key).data, expected, atol=2e-5, rtol=1e-4)
@@ -266,8 +269,9 @@ def test_one_seed_one_start_and_another_seed_another(method: Variant):
 
 
 @each_method
-def test_weights_move_by_name_between_hosts(method: Variant):
-    specs = make_specs(dim=6)
+@pytest.mark.parametrize("dim", [6, 30])
+def test_weights_move_by_name_between_hosts(method: Variant, dim: int):
+    specs = make_specs(dim=dim)
     plain = collection(method, specs, 0.4)
     fused = collection(method, specs, 0.4, optimizer=FusedOptimizer(), seed=9)
     assert list(plain.state_dict()) == list(fused.state_dict())

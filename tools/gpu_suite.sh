@@ -65,7 +65,7 @@ status=0
 if [ -n "$tests" ]; then
     rm -f "$out/tests.xml"
     several=()
-    "$python" -c "import xdist" 2>/dev/null && several=(-n 8)
+    "$python" -c "import xdist" 2>/dev/null && several=(-n auto --maxprocesses 12)
     # -P: recemb as found above, not the bare folder. Warnings of other versions of torch or FBGEMM are not errors.
     "$python" -P -m pytest tests/gpu "${several[@]}" -W default -p no:cacheprovider --show-capture=no --junitxml="$out/tests.xml" \
         2>&1 | tee "$out/tests.log" || status=1

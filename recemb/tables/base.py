@@ -303,6 +303,11 @@ class CompressedTable(nn.Module):
         return False
 
     @property
+    def multiplies(self) -> bool:
+        """Whether combine multiplies rows, all columns alike, which `elementwise` then says too."""
+        return False
+
+    @property
     def drops_ids(self) -> bool:
         """Whether `remap` or `route` gives -1 for ids that have no row, whose vector is zero."""
         return False
@@ -371,9 +376,21 @@ class CompressedTable(nn.Module):
     def matrix(self, table: int) -> Tensor | None:
         """Give the (d, D) matrix that widens rows of a physical table; only for tables that are widened linearly.
 
-        None stands for zeros behind the row.
+        None stands for zeros behind the row, or where `bits` says.
         """
         raise NotImplementedError(f"{type(self).__name__} must say what widens its rows.")
+
+    def bits(self, rows: Tensor, table: Tensor) -> Tensor | None:
+        """Say where the floats of rows go, in the form of `recemb.tables.structure.pack_bits`; None for to the front.
+
+        Args:
+            rows: (N,) int64 row numbers of physical tables.
+            table: (N,) int64, the table of each.
+
+        Returns:
+            (N, ceil(D / 8)) uint8; those of rows of full width are not looked at.
+        """
+        return None
 
     def gate(self, vectors: Tensor, ids: Tensor, spec: Tensor) -> Tensor:
         """Mask the vectors of single ids of all tables at once; only for tables that `gates`.

@@ -24,7 +24,7 @@ from recemb.tables.lookups import Lookups
 from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
 from recemb.tables.sharded import ReplicatedTables, ShardedTables
-from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, lanes_of
+from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, stored_shape
 
 HERE, SHARDED, REPLICATED = "here", "sharded", "replicated"
 
@@ -91,7 +91,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         method = config if isinstance(config, CompressedTable) else create_table(config, specs)
         self.method: CompressedTable = method.to(device)
         layout = self.method.layout
-        packed = optimizer is not None and any(lanes_of(table.dim) > 1 for table in layout.tables)
+        packed = optimizer is not None and any(stored_shape(table).dim != table.dim for table in layout.tables)
         lookups = Lookups(specs, self.method, packed)
         self.features = lookups.features
         by_value = lookups.by_value

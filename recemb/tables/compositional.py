@@ -249,6 +249,11 @@ class CompositionalTable(CompressedTable):
         """Products and sums are."""
         return self.config.combine in ("multiply", "add")
 
+    @property
+    def multiplies(self) -> bool:
+        """So says the config."""
+        return self.config.combine == "multiply"
+
     def remap(self, ids: Tensor, lookup: Tensor) -> Tensor:
         """Number the bucket of each id."""
         if not self.layout.constants:

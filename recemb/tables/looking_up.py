@@ -5,7 +5,7 @@ share them out over the processes, while this batch is still being trained on.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from recemb.options import RecembError
 from recemb.tables.bags import bag_in_result, offsets_of, pool, without_missing
 from recemb.tables.base import CompressedTable, TableSpec
 from recemb.tables.lookups import Lookups
+from recemb.tables.products import multiplied
 from recemb.tables.sharded import ShardedTables
-from recemb.tables.storage import FusedTables, lanes_of
+from recemb.tables.storage import FusedTables, stored_shape
 
 
 class Asked(NamedTuple):
@@ -30,7 +31,10 @@ class Asked(NamedTuple):
         counts: how many rows each lookup has; None where rows are looked up in bags.
         uniform: every bag holds one id.
         bag: (N,) int64, the bag in the result that each row belongs to; only where tables are alternatives, or rows are
-            to be widened as they are stored.
+            widened as they are stored.
+        lane: (N,) int64, where in its stored row each row lies; only where rows are widened as they are stored, whose
+            `rows` are those of the storage.
+        bits: (N, ceil(D / 8)) uint8, where the numbers of each row go; as `lane`, and only where the method says so.
         shared: how the processes that share the tables are asked (`ShardedTables.ask`); None in one process.
     """
 
@@ -40,6 +44,8 @@ class Asked(NamedTuple):
     counts: list[int] | None
     uniform: bool
     bag: Tensor | None
+    lane: Tensor | None
+    bits: Tensor | None
     shared: Any
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -76,6 +82,7 @@ class Ask(nn.Module):
         self._spec: Tensor
         self._place: Tensor
         self._reader: Tensor
+        self._each: Tensor
         self._lookups = lookups
         # In a tuple, because a pipeline runs only what has no parameters ahead; what is read of them, does not change.
         self._of = (method, host)
@@ -89,6 +96,7 @@ class Ask(nn.Module):
             ("_permutation", [one.reader for one in lookups.ordered]),
             ("_spec", lookups.spec_of_feature),
             ("_reader", [one.reader for one in lookups.ordered]),
+            ("_each", range(len(lookups.ordered))),
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
@@ -96,7 +104,7 @@ class Ask(nn.Module):
         place = [in_layout.index(table) for table in tables] if method.layout.alternatives else []
         kind = torch.int16 if len(place) < 2**15 else torch.int64
         self.register_buffer("_place", torch.tensor(place, dtype=kind, device=device), persistent=False)
-        self._widens = widening_of(lookups, method, host, device) is not None
+        self._widens = widens_stored(lookups, method, host, device)
 
     def forward(self, features: KeyedJaggedTensor) -> Asked:
         """Turn a batch's ids, feature by feature in any order, into row numbers."""
@@ -104,7 +112,7 @@ class Ask(nn.Module):
         ids, lengths = self._ordered(features)
         ids, uniform = self._checked(ids, lengths)
         if method.layout.alternatives:
-            return self._among_alternatives(ids.flatten(), lengths)
+            return self._among_alternatives(ids.flatten(), lengths, uniform)
         if method.gates:
             return self._asked(ids.flatten(), lengths, uniform)
         if not self._lookups.one_each:
@@ -120,41 +128,52 @@ class Ask(nn.Module):
             uniform = False
         return self._asked(rows.flatten(), lengths, uniform)
 
-    def _among_alternatives(self, ids: Tensor, lengths: Tensor) -> Asked:
+    def _among_alternatives(self, ids: Tensor, lengths: Tensor, uniform: bool) -> Asked:
         """Let every id (N,) read the one table that the method chooses for it; rows are ordered by table."""
-        method, _ = self._of
-        bag = bag_in_result(lengths)
-        table, rows = method.route(ids, _for_each_id(self._spec, lengths, ids))
+        method, host = self._of
+        if uniform:
+            bag, spec = self._bags(lengths), self._spec.repeat_interleave(lengths.shape[1])
+        else:
+            bag, spec = bag_in_result(lengths), _for_each_id(self._spec, lengths, ids)
+        table, rows = method.route(ids, spec)
         if method.drops_ids:
             kept = (rows >= 0).nonzero().squeeze(1)
             table, rows, bag = table[kept], rows[kept], bag[kept]
         place, order = torch.sort(self._place[table], stable=True)
-        ends = torch.searchsorted(
-            place, torch.arange(len(self._place), dtype=place.dtype, device=place.device), right=True
-        )
+        ends = torch.searchsorted(place, self._each.to(place.dtype), right=True)
         counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
-        return self._asked(rows[order], lengths, False, counts, bag[order])
+        rows, bag = rows[order], bag[order]
+        lane = bits = None
+        if self._widens and isinstance(host, FusedTables):
+            bits = method.bits(rows, table[order])
+            rows, lane = host.split(rows, place.int())
+        return Asked(rows, lengths, None, counts, False, bag, lane, bits, self._shared(rows, None, counts))
 
-    def _asked(
-        self, rows: Tensor, lengths: Tensor, uniform: bool, counts: list[int] | None = None, bag: Tensor | None = None
-    ) -> Asked:
+    def _asked(self, rows: Tensor, lengths: Tensor, uniform: bool) -> Asked:
         _, host = self._of
-        offsets = None
+        offsets = counts = bag = lane = None
         if not self._lookups.by_value:
             offsets = torch.arange(rows.numel() + 1, device=rows.device) if uniform else offsets_of(lengths)
-        elif counts is None:
+        else:
             counts = [lengths.shape[1]] * len(lengths) if uniform else lengths.sum(dim=1).tolist()
-            bag = self._bags(lengths, uniform, len(rows)) if self._widens else None
-        shared = host.ask(rows, offsets, counts) if isinstance(host, ShardedTables) else None
-        return Asked(rows, lengths, offsets, counts, uniform, bag, shared)
+        if self._widens and isinstance(host, FusedTables):
+            bag = self._bags(lengths, self._reader)
+            if uniform:
+                rows, lane = host.split(rows.view(lengths.shape), self._each.unsqueeze(1))
+            else:
+                bag = bag.repeat_interleave(lengths.flatten(), output_size=len(rows))
+                rows, lane = host.split(rows, _for_each_id(self._each, lengths, rows))
+        return Asked(rows, lengths, offsets, counts, uniform, bag, lane, None, self._shared(rows, offsets, counts))
 
-    def _bags(self, lengths: Tensor, uniform: bool, rows: int) -> Tensor:
-        """Number the bag in the result of so many rows, given lengths (L, B)."""
+    def _shared(self, rows: Tensor, offsets: Tensor | None, counts: list[int] | None) -> Any:
+        _, host = self._of
+        return host.ask(rows, offsets, counts) if isinstance(host, ShardedTables) else None
+
+    def _bags(self, lengths: Tensor, readers: Tensor | None = None) -> Tensor:
+        """Number the bags (L * B,) in the result of these readers, features one after the other if not given."""
         features, bags = len(self._lookups.features), lengths.shape[1]
-        numbers = torch.arange(bags, device=lengths.device) * features + self._reader.unsqueeze(1)
-        if uniform:
-            return numbers.flatten()
-        return numbers.flatten().repeat_interleave(lengths.flatten(), output_size=rows)
+        readers = torch.arange(features, device=lengths.device) if readers is None else readers
+        return (torch.arange(bags, device=lengths.device) * features + readers.unsqueeze(1)).flatten()
 
     def _ordered(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Bring the features into the collection's order: ids (N,) and lengths (F, B)."""
@@ -213,7 +232,7 @@ class Answer(nn.Module):
         self._spec: Tensor
         self._lookups = lookups
         self._of = (method, host)  # in a tuple, so that they are not modules of this one too
-        self.widening = widening_of(lookups, method, host, device)
+        self.widening = widening_of(lookups, method) if widens_stored(lookups, method, host, device) else None
         self.register_buffer("_spec", torch.tensor(lookups.spec_of_feature, device=device), persistent=False)
 
     def forward(self, found: Any, asked: Asked) -> KeyedTensor:
@@ -233,10 +252,10 @@ class Answer(nn.Module):
             found = host.in_order(found, asked.shared)
         if method.gates:
             vectors = self._of_gated(found, asked)
+        elif self.widening is not None:
+            vectors = self._of_stored(found, asked)
         elif isinstance(found, Tensor):
             vectors = self._of_bags(found, asked)
-        elif isinstance(found, tuple):
-            vectors = self._of_stored(found[0], found[1], asked)
         elif method.layout.alternatives:
             vectors = self._of_alternatives(found, asked)
         else:
@@ -249,6 +268,8 @@ class Answer(nn.Module):
         plan = self._lookups
         if not plan.combines:
             return pooled
+        if method.multiplies:
+            return multiplied(pooled, plan.part_widths, plan.parts_of_run)
         parts = pooled.split(plan.part_widths, dim=1)
         vectors = []
         for run, of_run in zip(plan.runs, plan.parts_of_run, strict=True):
@@ -269,16 +290,17 @@ class Answer(nn.Module):
             vectors.append(vector if asked.uniform else pool(vector, asked.lengths[places[0]]))
         return torch.cat(vectors, dim=1)
 
-    def _of_stored(self, stored: Tensor, lane: Tensor | None, asked: Asked) -> Tensor:
+    def _of_stored(self, stored: Tensor, asked: Asked) -> Tensor:
         """Widen the rows of all lookups, and put them where they belong."""
         method, _ = self._of
         features, bags = len(self._lookups.features), asked.lengths.shape[1]
         matrices = [found for table in self._lookups.tables if (found := method.matrix(table)) is not None]
-        flat = torch.cat([one.flatten() for one in matrices]) if matrices else stored.new_zeros(1)
         assert self.widening is not None
         assert asked.counts is not None
         assert asked.bag is not None
-        return cast(Tensor, self.widening(stored, lane, asked.counts, asked.bag, flat, bags * features)).view(bags, -1)
+        of_rows = asked.lane, asked.bits, asked.bag
+        vectors: Tensor = self.widening(stored, asked.counts, *of_rows, matrices, bags * features)
+        return vectors.view(bags, -1)
 
     def _of_alternatives(self, parts: list[Tensor], asked: Asked) -> Tensor:
         """Widen the rows of each table, then pool."""
@@ -301,37 +323,37 @@ class Answer(nn.Module):
         """Let the vectors of single ids pass the method's gate, then pool; every id's row is its own."""
         method, _ = self._of
         features, bags = asked.lengths.shape
-        width, spec = self._lookups.dims[0], self._spec.unsqueeze(1)
-        if asked.uniform or isinstance(found, Tensor):
-            # At most one id a bag: (F, B, D), looked up in bags or one by one. An empty bag is zero, whatever its id.
+        width = self._lookups.dims[0]
+        if isinstance(found, Tensor):  # looked up in bags of at most one id; an empty one is zero, whatever its id
             ids = asked.rows
             if not asked.uniform:
                 ids = ids.new_zeros(features * bags).masked_scatter(asked.lengths.flatten() > 0, ids)
-            if isinstance(found, Tensor):
-                vectors = found.view(bags, features, width).transpose(0, 1)
-            else:
-                vectors = torch.cat(found).view(features, bags, width)
-            return method.gate(vectors, ids.view(features, bags), spec).transpose(0, 1).flatten(1)
+            return method.gate(found.view(bags, features, width), ids.view(features, bags).T, self._spec).flatten(1)
+        if asked.uniform:
+            vectors = torch.cat(found).view(features, bags, width)
+            vectors = method.gate(vectors, asked.rows.view(features, bags), self._spec.unsqueeze(1))
+            return vectors.transpose(0, 1).flatten(1)
         vectors = torch.cat(found)
         vectors = method.gate(vectors, asked.rows, _for_each_id(self._spec, asked.lengths, asked.rows))
         pooled = vectors.new_zeros(bags * features, width).index_add(0, bag_in_result(asked.lengths), vectors)
         return pooled.view(bags, features * width)
 
 
-def widening_of(lookups: Lookups, method: CompressedTable, host: nn.Module, device: torch.device | None) -> Any:
-    """Make what widens rows as they are stored, a kernel for GPUs; None where rows are not to be widened like that."""
-    if not lookups.by_value or method.gates or not method.widens_linearly or len(set(lookups.dims)) > 1:
-        return None
-    if not isinstance(host, FusedTables) or device is None or device.type != "cuda":
-        return None
-    from recemb.tables.widening import Lookup, Widening  # Triton is there where CUDA is
+def widens_stored(lookups: Lookups, method: CompressedTable, host: nn.Module, device: torch.device | None) -> bool:
+    """Whether rows are widened as they are stored, by a kernel that there is for GPUs."""
+    linear = lookups.by_value and method.widens_linearly and not method.gates and len(set(lookups.dims)) == 1
+    return linear and isinstance(host, FusedTables) and device is not None and device.type == "cuda"
 
-    tables, made, numbers = [method.layout.tables[table] for table in lookups.tables], [], 0
-    for index, table in zip(lookups.tables, tables, strict=True):
-        matrix = method.matrix(index)
-        made.append(Lookup(table.dim, table.dim * lanes_of(table.dim), None if matrix is None else numbers))
-        numbers += 0 if matrix is None else matrix.numel()
-    return Widening(made, lookups.dims[0], not lookups.single, device)
+
+def widening_of(lookups: Lookups, method: CompressedTable) -> Any:
+    """Make what widens rows as they are stored."""
+    from recemb.tables.widening import Widened, Widening  # Triton is there where CUDA is
+
+    made = []
+    for index in lookups.tables:
+        table, matrix = method.layout.tables[index], method.matrix(index)
+        made.append(Widened(table.dim, stored_shape(table).dim, matrix is not None))
+    return Widening(made, lookups.dims[0], adds=not lookups.single)
 
 
 def _for_each_id(numbers: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:

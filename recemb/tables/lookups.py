@@ -29,7 +29,7 @@ class Lookups:
     Args:
         specs: the logical tables.
         method: their method, with its layout.
-        packed: narrow rows are stored side by side, and picked out once they are read.
+        packed: rows are stored in wider ones, and picked out once they are read.
 
     Attributes:
         features: in the order of the result.

@@ -183,12 +183,18 @@ class PackedTable(CompressedTable):
 
     @property
     def widens_linearly(self) -> bool:
-        """Zeros are put behind rows, but not where single entries are kept."""
-        return not self.layout.alternatives
+        """What is not kept is zero."""
+        return True
 
     def matrix(self, table: int) -> Tensor | None:
         """None: there are only zeros."""
         return None
+
+    def bits(self, rows: Tensor, table: Tensor) -> Tensor | None:
+        """Where single entries are kept, the row's bits; rows of full width, which come last, have none."""
+        if not self.layout.alternatives or not len(self.entries):
+            return None
+        return self.entries[(self.starts[table] + rows).clamp(max=len(self.entries) - 1)]
 
     def _find(self, ids: Tensor, spec: Tensor) -> tuple[Tensor, Tensor]:
         """Number kept ids over all tables; the order of lookups is that of the tables."""

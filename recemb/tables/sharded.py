@@ -4,8 +4,9 @@
 - `ReplicatedTables` keeps all of them in every process as ordinary parameters; an ordinary optimizer that does what
   FBGEMM's does updates them with gradients that the processes have averaged.
 
-Both store rows as `FusedTables` does, narrow ones side by side, so that one process and many learn the same; and both
-name and shape what they save as the other hosts do, so that checkpoints say nothing of how many processes wrote them.
+Both store rows as `FusedTables` does, in widths that kernels take, so that one process and many learn the same; and
+both name and shape what they save as the other hosts do, so that checkpoints say nothing of how many processes wrote
+them.
 """
 
 import math
@@ -39,7 +40,7 @@ _PIECE = 1 << 25
 
 
 class _TogetherTables(nn.Module):
-    """What both hosts share: rows in lanes, and a state that is written in the shapes of the physical tables.
+    """What both hosts share: rows in stored rows, and a state that is written in the shapes of the physical tables.
 
     Args:
         tables: the physical tables.
@@ -368,26 +369,30 @@ class _Part(NamedTuple):
 
 def _parts(shared: ShardedTensor, table: PhysicalTable) -> list[_Part]:
     """List the parts of a table's weight or accumulators; rows side by side are taken apart, padding is left out."""
-    lanes = lanes_of(table.dim) if len(shared.size()) > 1 else 1
-    rows_in_all = table.rows if len(shared.size()) > 1 else shared.size()[0]
+    wide = len(shared.size()) > 1
+    lanes = lanes_of(table.dim) if wide else 1
+    rows_in_all = table.rows if wide else shared.size()[0]
     held = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in shared.local_shards()}
     parts = []
     for one in shared.metadata().shards_metadata:
         (row, *column), (rows, *width) = one.shard_offsets, one.shard_sizes
-        rows = min(rows * lanes, rows_in_all - row * lanes)
-        if rows <= 0:
+        each = [stored // lanes for stored in width]
+        begin = [row * lanes, *column]
+        size = [min(rows * lanes, rows_in_all - row * lanes)]
+        size += [min(stored, table.dim - first) for stored, first in zip(each, column, strict=True)]
+        if min(size) <= 0:
             continue
-        where = ShardMetadata([row * lanes, *column], [rows, *(each // lanes for each in width)], one.placement)
+        where = ShardMetadata(begin, size, one.placement)
         values = held[tuple(one.shard_offsets)] if _is_here(one) else None
         if values is not None:
-            values = values.view(-1, *where.shard_sizes[1:])[:rows]
+            values = values.view(-1, *each)[tuple(slice(length) for length in size)]
         parts.append(_Part(where, values))
     return parts
 
 
 def _in_pieces(parts: list[_Part], size: list[int], like: ShardedTensor) -> ShardedTensor:
     """Make the sharded tensor that is saved, in pieces, since saving copies what is a part of a larger memory."""
-    described, shards = [], []
+    described, pieces, shards = [], [], []
     for where, values in parts:
         (first, *column), (rows, *width) = where.shard_offsets, where.shard_sizes
         step = max(1, _PIECE // math.prod(width))
@@ -396,9 +401,15 @@ def _in_pieces(parts: list[_Part], size: list[int], like: ShardedTensor) -> Shar
             piece = ShardMetadata([first + start, *column], [end - start, *width], where.placement)
             described.append(piece)
             if values is not None:
-                shards.append(Shard(values[start:end], piece))
+                own = values[start:end]
+                pieces.append(own)
+                # A sharded tensor is only made of tensors without gaps. It is saved and loaded with gaps as well.
+                shards.append(Shard(own.as_strided(own.shape, [*width, 1]), piece))
     metadata = ShardedTensorMetadata(described, torch.Size(size), like.metadata().tensor_properties)
-    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
+    found = ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
+    for shard, own in zip(found.local_shards(), pieces, strict=True):
+        shard.tensor = own
+    return found
 
 
 def _is_here(shard: ShardMetadata) -> bool:

@@ -8,9 +8,10 @@ Both hosts take the same row numbers, return the same vectors and name their wei
 
 A lookup reads one physical table; several lookups may read the same one. Bags are pooled by sum.
 
-FBGEMM's kernels take widths in multiples of four floats. `FusedTables` keeps a narrower or odd width by storing several
-rows side by side in one stored row, its lanes, and picks rows out of them one by one. Its weights are views of that
-storage in the shape of the plain ones, so the bytes served never include the padding of the last stored row.
+FBGEMM's kernels take widths in multiples of four floats. `FusedTables` keeps rows of any other width in wider stored
+ones, and picks them out one by one: narrow rows several side by side, the lanes of a stored row; wide ones each by
+itself, with up to three unused floats at the end, since reading four to use one would take longer. Its weights are
+views of that storage in the shape of the plain ones, so the bytes served never include the padding of stored rows.
 """
 
 import math
@@ -28,6 +29,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
+from recemb.fusing import fused
 from recemb.options import RecembError
 from recemb.tables.base import PhysicalTable
 
@@ -61,6 +63,7 @@ class FusedOptimizer(NamedTuple):
 
 
 _KERNEL_WIDTH = 4
+_WIDEST_IN_LANES = 16
 _AT_ONCE_ON = ("cuda",)
 _AT_ONCE_WITH = ("rowwise_adagrad", "sgd")
 _FUSED_OPTIMIZERS = {
@@ -71,8 +74,8 @@ _FUSED_OPTIMIZERS = {
 
 
 def lanes_of(dim: int) -> int:
-    """Rows of this width that FBGEMM stores side by side, so that the stored width is a multiple of four."""
-    return _KERNEL_WIDTH // math.gcd(dim, _KERNEL_WIDTH)
+    """Rows of this width that are stored side by side: narrow ones so many that their width is a multiple of four."""
+    return 1 if dim > _WIDEST_IN_LANES else _KERNEL_WIDTH // math.gcd(dim, _KERNEL_WIDTH)
 
 
 class _Bag(nn.Module):
@@ -253,7 +256,7 @@ class FusedTables(nn.Module):
         """Look rows up one by one; same arguments and result as `PlainTables.values`."""
         if not len(rows):
             return [torch.zeros(0, width, device=rows.device) for width in self.widths]
-        rows, lane = self._split(rows, counts)
+        rows, lane = self._stored(rows, of_each(self._lanes, counts), of_each(self._first, counts))
         of_kernels = self._in_kernels(counts)
         parts = self._flat(rows, of_kernels)
         if self._at_once:
@@ -266,29 +269,38 @@ class FusedTables(nn.Module):
             found += picked.split([counts[index] for index in here])
         return found
 
-    def stored(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Look rows up one by one, and leave them as they are stored.
+    def split(self, rows: Tensor, lookup: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn row numbers of the lookups' tables into those of stored rows.
 
         Args:
-            rows: (N,) int64 row numbers, lookup after lookup.
+            rows: (N,) or (L, B) int64.
+            lookup: int64, the lookup of each; of a shape that broadcasts against `rows`.
+
+        Returns:
+            (N,) int64 stored rows, and (N,) int64 where in its stored row each row lies; None for at its beginning.
+        """
+        rows, lane = self._stored(rows, self._lanes[lookup], self._first[lookup])
+        return rows.flatten(), None if lane is None else lane.flatten()
+
+    def stored(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Look stored rows up one by one, and leave them as they are.
+
+        Args:
+            rows: (N,) int64 stored rows, as `split` gives them, lookup after lookup.
             counts: how many of them each lookup has.
 
         Returns:
-            The stored rows, flat, lookup after lookup; and (N,) int64 where in its stored row each row lies, None for
-            at its beginning.
+            The numbers of the stored rows, flat, lookup after lookup.
         """
         if not len(rows):
-            return torch.zeros(0, device=rows.device), None
-        rows, lane = self._split(rows, counts)
+            return torch.zeros(0, device=rows.device)
         parts = self._flat(rows, self._in_kernels(counts))
-        return parts[0] if len(parts) == 1 else torch.cat(parts), lane
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _split(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Turn row numbers (N,) of lookups into those of stored rows in the kernels' tables, and lanes in these."""
-        lane = None
-        if self._packs:
-            lane, rows = split_lanes(rows, of_each(self._lanes, counts))
-        return rows + of_each(self._first, counts), lane
+    def _stored(self, rows: Tensor, lanes: Tensor, first: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self._packs:
+            return rows + first, None
+        return _find_stored(rows, lanes, first)
 
     def _in_kernels(self, counts: Sequence[int]) -> list[int]:
         return [sum(counts[index] for index in here) for here in self._lookups_of_kernel]
@@ -375,14 +387,16 @@ def of_each(numbers: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def stored_shape(table: PhysicalTable) -> PhysicalTable:
-    """Describe a table as it is stored: its rows side by side where its width is no multiple of four."""
+    """Describe a table as it is stored: in rows whose width is a multiple of four."""
     lanes = lanes_of(table.dim)
-    return table._replace(rows=-(-table.rows // lanes), dim=table.dim * lanes)
+    width = _KERNEL_WIDTH * -(-table.dim * lanes // _KERNEL_WIDTH)
+    return table._replace(rows=-(-table.rows // lanes), dim=width)
 
 
 def plain_rows(stored: Tensor, table: PhysicalTable) -> Tensor:
-    """View stored rows (n, w) from the table's first on as (rows, dim), the padding of the last one left out."""
-    return stored.view(-1, table.dim)[: table.rows]
+    """View stored rows (n, w) from the table's first on as (rows, dim), padding left out."""
+    each = stored_shape(table).dim // lanes_of(table.dim)
+    return stored.view(-1, each)[: table.rows, : table.dim]
 
 
 def split_lanes(rows: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,9 +404,20 @@ def split_lanes(rows: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
     return rows % lanes, rows // lanes
 
 
+@fused
+def _find_stored(rows: Tensor, lanes: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    lane, rows = split_lanes(rows, lanes)
+    return rows + first, lane
+
+
 def pick_lanes(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
-    """Take `width` of the stored floats (n, w) as `lane` (n,) says: lane 0 is the first `width`, lane 1 the next."""
-    if stored.shape[1] == width or lane is None:
+    """Take rows of a width out of stored ones (n, w), as `lane` (n,) says: lane 0 begins them, lane 1 is the next.
+
+    There may be lanes because of other tables; in stored rows that hold one row each all of them are 0.
+    """
+    if stored.shape[1] == width:
         return stored
+    if lane is None or lanes_of(width) == 1:
+        return stored[:, :width]
     lanes = stored.view(len(stored), stored.shape[1] // width, width)
     return lanes.gather(1, lane.view(-1, 1, 1).expand(-1, 1, width)).squeeze(1)

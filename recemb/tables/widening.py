@@ -1,8 +1,9 @@
 """Makes vectors of rows of many widths on a GPU: one kernel each way for all tables together.
 
-Rows were looked up one by one, those of a lookup side by side. A vector is its row times the matrix of its lookup, or,
-where there is none, its row and zeros up to full width. Torch has no product of many small matrices of different sizes
-with differently many rows: one operation for each lookup keeps the host busy for longer than the device.
+Rows were looked up one by one, those of a lookup side by side. A vector is its row times the matrix of its lookup; or,
+where there is none, its row and zeros up to full width, or its numbers where bits say and zeros elsewhere. Torch has no
+product of many small matrices of different sizes with differently many rows: one operation for each lookup keeps the
+host busy for longer than the device.
 
 The work is cut into tasks of up to `_ROWS` rows of one lookup. Products are in three passes of tf32, whose error is
 that of float32.
@@ -21,18 +22,18 @@ _ROWS = 1024  # rows of a task, so that not every tile adds to the gradient of i
 _NO_MATRIX = -1
 
 
-class Lookup(NamedTuple):
+class Widened(NamedTuple):
     """A lookup, as the kernels know it.
 
     Attributes:
         width: of its rows, d.
-        stored: width of its stored rows, several rows side by side.
-        matrix: where its (d, D) matrix begins among the numbers of all matrices; None for none.
+        stored: width of its stored rows, which hold one row or several.
+        multiplied: whether there is a matrix.
     """
 
     width: int
     stored: int
-    matrix: int | None
+    multiplied: bool
 
 
 class Widening:
@@ -42,60 +43,71 @@ class Widening:
         lookups: in the order of their rows.
         dim: D, the width of the vectors.
         adds: several rows may go to one vector, which is their sum.
-        device: of the rows.
     """
 
-    def __init__(self, lookups: Sequence[Lookup], dim: int, adds: bool, device: torch.device) -> None:
+    def __init__(self, lookups: Sequence[Widened], dim: int, adds: bool) -> None:
         self.lookups = list(lookups)
         self.dim = dim
         self.adds = adds
-        self.device = device
-        self.packs = any(one.stored > one.width for one in lookups)
-        self._last: tuple[list[int], Tensor, int] | None = None
+        self.padded = any(one.stored > one.width for one in lookups)
+        sizes = [one.width * dim if one.multiplied else 0 for one in lookups]
+        begins = [0, *accumulate(sizes)][:-1]
+        matrix = [at if one.multiplied else _NO_MATRIX for at, one in zip(begins, lookups, strict=True)]
+        self._fixed = [[one.width for one in lookups], [one.stored for one in lookups], matrix]
+        self._plan: tuple[list[int], Tensor, int] | None = None
 
     def __call__(
-        self, stored: Tensor, lane: Tensor | None, counts: Sequence[int], place: Tensor, matrices: Tensor, vectors: int
+        self,
+        stored: Tensor,
+        counts: list[int],
+        lane: Tensor | None,
+        bits: Tensor | None,
+        place: Tensor,
+        matrices: Sequence[Tensor],
+        vectors: int,
     ) -> Tensor:
         """Widen.
 
         Args:
             stored: the stored rows, flat, lookup after lookup.
-            lane: (N,) int64, where in its stored row each row lies; None for at its beginning.
             counts: how many rows each lookup has, N together.
+            lane: (N,) int64, where in its stored row each row lies; None for at its beginning.
+            bits: (N, ceil(D / 8)) uint8, where the numbers of each row go, lowest bit first; None for to the front.
+                Not looked at for rows of full width.
             place: (N,) int64, the vector that each row belongs to.
-            matrices: the numbers of all matrices, flat.
+            matrices: (d, D) of those lookups that have one, in their order.
             vectors: how many there are; those that no row belongs to are zero.
 
         Returns:
             (vectors, D).
         """
-        return _Widen.apply(stored, matrices, lane, place, self, list(counts), vectors)
+        result: Tensor = _Widen.apply(stored, lane, bits, place, self, counts, vectors, *matrices)
+        return result
 
-    def plan(self, counts: list[int]) -> tuple[Tensor, int]:
-        """Say for each lookup (5, L + 1) where tasks, rows and stored numbers begin, its widths; and give the tasks."""
-        if self._last is None or self._last[0] != counts:
+    def plan(self, counts: list[int], device: torch.device) -> tuple[Tensor, int]:
+        """Give for each lookup (6, L + 1) where tasks, rows and numbers begin, and what is fixed; count the tasks."""
+        if self._plan is None or self._plan[0] != counts or self._plan[1].device != device:
             tasks = [0, *accumulate(-(-count // _ROWS) for count in counts)]
             rows = [0, *accumulate(counts)]
             numbers = [0, *accumulate(count * one.stored for count, one in zip(counts, self.lookups, strict=True))]
-            widths = [*(one.width for one in self.lookups), 0]
-            stored = [*(one.stored for one in self.lookups), 0]
-            matrix = [*(_NO_MATRIX if one.matrix is None else one.matrix for one in self.lookups), 0]
-            plan = torch.tensor([tasks, rows, numbers, widths, stored, matrix])
-            if self.device.type == "cuda":
-                plan = plan.pin_memory().to(self.device, non_blocking=True)
-            self._last = (counts, plan, tasks[-1])
-        return self._last[1], self._last[2]
+            made = torch.tensor([tasks, rows, numbers, *([*one, 0] for one in self._fixed)])
+            if device.type == "cuda":
+                made = made.pin_memory().to(device, non_blocking=True)
+            self._plan = (counts, made, tasks[-1])
+        return self._plan[1], self._plan[2]
 
     def options(self) -> dict[str, Any]:
-        """The arguments that are the same in both directions."""
-        widest, wide = max((one.width for one in self.lookups if one.matrix is not None), default=16), self.dim > 64
+        """What is the same in both directions."""
+        widest, wide = max((one.width for one in self.lookups if one.multiplied), default=16), self.dim > 64
         return {
             "lookups": len(self.lookups),
             "LOOKUPS": triton.next_power_of_2(len(self.lookups) + 1),
             "DIM": self.dim,
             "COLUMNS": max(16, triton.next_power_of_2(self.dim)),
             "INNER": 16 if widest <= 16 else 32,
+            "BYTES": -(-self.dim // 8),
             "ROWS": _ROWS,
+            "MULTIPLIES": any(one.multiplied for one in self.lookups),
             # Rows at once, and threads, such that registers suffice.
             "TILE": 32 if wide else 64,
             "num_warps": 8 if wide else 4,
@@ -108,39 +120,49 @@ class _Widen(torch.autograd.Function):
     def forward(
         ctx: Any,
         stored: Tensor,
-        matrices: Tensor,
         lane: Tensor | None,
+        bits: Tensor | None,
         place: Tensor,
         widening: Widening,
         counts: list[int],
         vectors: int,
+        *matrices: Tensor,
     ) -> Tensor:
         out = stored.new_zeros(vectors, widening.dim)
-        plan, tasks = widening.plan(counts)
+        flat = torch.cat([matrix.view(-1) for matrix in matrices]) if matrices else stored.new_zeros(1)
+        plan, tasks = widening.plan(counts, stored.device)
         if tasks:
             _forward[(tasks,)](
-                stored, matrices, place if lane is None else lane, place, plan, out,
-                HAS_LANE=lane is not None, ADDS=widening.adds, **widening.options(),
+                stored, flat, _or(lane, place), _or(bits, place), place, plan, out,
+                HAS_LANE=lane is not None, HAS_BITS=bits is not None, ADDS=widening.adds, **widening.options(),
             )  # fmt: skip
-        ctx.save_for_backward(stored, matrices, lane, place)
-        ctx.rest = widening, plan, tasks
+        ctx.save_for_backward(stored, flat, lane, bits, place)
+        ctx.rest = widening, plan, tasks, [matrix.shape for matrix in matrices]
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        stored, matrices, lane, place = ctx.saved_tensors
-        widening, plan, tasks = ctx.rest
-        # The lanes of a stored row that were not asked for have no gradient.
-        of_stored = torch.zeros_like(stored) if widening.packs else torch.empty_like(stored)
-        of_matrices = torch.zeros_like(matrices)
+        stored, flat, lane, bits, place = ctx.saved_tensors
+        widening, plan, tasks, shapes = ctx.rest
+        # What was not asked for of a stored row has no gradient.
+        of_stored = torch.zeros_like(stored) if widening.padded else torch.empty_like(stored)
+        of_flat = torch.zeros_like(flat)
         if tasks:
-            sizes = widening.options()
-            parts = -(-max(one.width for one in widening.lookups) // sizes["INNER"])
+            options = widening.options()
+            widest = max((one.width for one in widening.lookups if one.multiplied), default=1)
+            parts = -(-widest // options["INNER"])
             _backward[(tasks, parts)](
-                stored, matrices, place if lane is None else lane, place, plan, gradients[0].contiguous(),
-                of_stored, of_matrices, HAS_LANE=lane is not None, **sizes,
+                stored, flat, _or(lane, place), _or(bits, place), place, plan, gradients[0].contiguous(),
+                of_stored, of_flat, HAS_LANE=lane is not None, HAS_BITS=bits is not None, **options,
             )  # fmt: skip
-        return of_stored, of_matrices, None, None, None, None, None
+        of_matrices = of_flat.split([shape.numel() for shape in shapes]) if shapes else ()
+        shaped = [one.view(shape) for one, shape in zip(of_matrices, shapes, strict=True)]
+        return of_stored, None, None, None, None, None, None, *shaped
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """What a kernel is handed in the place of a tensor that it will not read."""
+    return other if tensor is None else tensor
 
 
 @triton.jit
@@ -164,10 +186,31 @@ def _task(plan, task, lookups, LOOKUPS: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
+def _spread(bits, row, here, column, DIM: tl.constexpr, BYTES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Say for all columns of rows whether they hold a number, and which of the row's it is."""
+    within = here[:, None] & (column < DIM)[None, :]
+    byte = tl.load(bits + row[:, None] * BYTES + (column // 8)[None, :], mask=within, other=0).to(tl.int32)
+    holds = (byte >> (column % 8)[None, :]) & 1
+    return holds > 0, tl.cumsum(holds, axis=1) - 1
+
+
+@triton.jit
+def _places(bits, row, here, column, width, DIM: tl.constexpr, BYTES: tl.constexpr, HAS_BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Say for all columns of rows that are not multiplied whether they hold a number, and which of the row's it is."""
+    holds = here[:, None] & (column < width)[None, :]
+    number = tl.zeros_like(holds).to(tl.int32) + column[None, :]
+    if HAS_BITS:
+        if width < DIM:
+            holds, number = _spread(bits, row, here, column, DIM, BYTES)
+    return holds, number
+
+
+@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    stored, matrices, lane, place, plan, out,
-    lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, HAS_LANE: tl.constexpr, ADDS: tl.constexpr,
+    stored, matrices, lane, bits, place, plan, out,
+    lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BYTES: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr, HAS_BITS: tl.constexpr,
+    ADDS: tl.constexpr,
 ):  # fmt: skip
     task, first_row, count, first_number, width, wide, matrix = _task(plan, tl.program_id(0), lookups, LOOKUPS)
     column = tl.arange(0, COLUMNS)
@@ -178,18 +221,19 @@ def _forward(  # type: ignore[no-untyped-def]
         if HAS_LANE:
             at += tl.load(lane + first_row + row, mask=here, other=0) * width
         target = tl.load(place + first_row + row, mask=here, other=0)
+        vector = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
         if matrix < 0:
-            within = here[:, None] & (column < width)[None, :]
-            vector = tl.load(stored + at[:, None] + column[None, :], mask=within, other=0.0)
-        else:
-            vector = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
-            for first in range(0, width, INNER):
-                inner = first + tl.arange(0, INNER)
-                within = here[:, None] & (inner < width)[None, :]
-                rows = tl.load(stored + at[:, None] + inner[None, :], mask=within, other=0.0)
-                within = (inner < width)[:, None] & (column < DIM)[None, :]
-                part = tl.load(matrices + matrix + inner[:, None] * DIM + column[None, :], mask=within, other=0.0)
-                vector = tl.dot(rows, part, vector, input_precision="tf32x3")
+            holds, number = _places(bits, first_row + row, here, column, width, DIM, BYTES, HAS_BITS)
+            vector = tl.load(stored + at[:, None] + number, mask=holds, other=0.0)
+        if MULTIPLIES:
+            if matrix >= 0:
+                for first in range(0, width, INNER):
+                    inner = first + tl.arange(0, INNER)
+                    within = here[:, None] & (inner < width)[None, :]
+                    rows = tl.load(stored + at[:, None] + inner[None, :], mask=within, other=0.0)
+                    within = (inner < width)[:, None] & (column < DIM)[None, :]
+                    part = tl.load(matrices + matrix + inner[:, None] * DIM + column[None, :], mask=within, other=0.0)
+                    vector = tl.dot(rows, part, vector, input_precision="tf32x3")
         aim = out + target[:, None] * DIM + column[None, :]
         within = here[:, None] & (column < DIM)[None, :]
         if ADDS:
@@ -200,37 +244,42 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    stored, matrices, lane, place, plan, gradient, of_stored, of_matrices,
-    lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, HAS_LANE: tl.constexpr,
+    stored, matrices, lane, bits, place, plan, gradient, of_stored, of_matrices,
+    lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BYTES: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr, HAS_BITS: tl.constexpr,
 ):  # fmt: skip
     task, first_row, count, first_number, width, wide, matrix = _task(plan, tl.program_id(0), lookups, LOOKUPS)
     first = tl.program_id(1) * INNER
-    if first >= width:
+    # Rows that are not multiplied are done by the first of the programs that share a task.
+    if (matrix < 0 and first > 0) or first >= width:
         return
     inner = first + tl.arange(0, INNER)
     column = tl.arange(0, COLUMNS)
     of_matrix = (inner < width)[:, None] & (column < DIM)[None, :]
-    of_part = tl.zeros((INNER, COLUMNS), dtype=tl.float32)
-    part = tl.zeros((INNER, COLUMNS), dtype=tl.float32)
-    if matrix >= 0:
-        part = tl.load(matrices + matrix + inner[:, None] * DIM + column[None, :], mask=of_matrix, other=0.0)
+    if MULTIPLIES:
+        of_part = tl.zeros((INNER, COLUMNS), dtype=tl.float32)
+        part = tl.zeros((INNER, COLUMNS), dtype=tl.float32)
+        if matrix >= 0:
+            part = tl.load(matrices + matrix + inner[:, None] * DIM + column[None, :], mask=of_matrix, other=0.0)
     for start in range(task * ROWS, min(task * ROWS + ROWS, count), TILE):
         row = start + tl.arange(0, TILE)
         here = row < count
         at = first_number + row.to(tl.int64) * wide
         if HAS_LANE:
             at += tl.load(lane + first_row + row, mask=here, other=0) * width
-        source = gradient + tl.load(place + first_row + row, mask=here, other=0)[:, None] * DIM
-        of_rows = here[:, None] & (inner < width)[None, :]
+        source = gradient + tl.load(place + first_row + row, mask=here, other=0)[:, None] * DIM + column[None, :]
         if matrix < 0:
-            tl.store(of_stored + at[:, None] + inner[None, :], tl.load(source + inner[None, :], mask=of_rows), of_rows)
-        else:
-            arrived = tl.load(source + column[None, :], mask=here[:, None] & (column < DIM)[None, :], other=0.0)
-            rows = tl.load(stored + at[:, None] + inner[None, :], mask=of_rows, other=0.0)
-            found = tl.dot(arrived, tl.trans(part), input_precision="tf32x3")
-            tl.store(of_stored + at[:, None] + inner[None, :], found, mask=of_rows)
-            of_part = tl.dot(tl.trans(rows), arrived, of_part, input_precision="tf32x3")
-    if matrix >= 0:
-        aim = of_matrices + matrix + inner[:, None] * DIM + column[None, :]
-        tl.atomic_add(aim, of_part, mask=of_matrix, sem="relaxed")
+            holds, number = _places(bits, first_row + row, here, column, width, DIM, BYTES, HAS_BITS)
+            tl.store(of_stored + at[:, None] + number, tl.load(source, mask=holds), mask=holds)
+        if MULTIPLIES:
+            if matrix >= 0:
+                of_rows = here[:, None] & (inner < width)[None, :]
+                arrived = tl.load(source, mask=here[:, None] & (column < DIM)[None, :], other=0.0)
+                rows = tl.load(stored + at[:, None] + inner[None, :], mask=of_rows, other=0.0)
+                found = tl.dot(arrived, tl.trans(part), input_precision="tf32x3")
+                tl.store(of_stored + at[:, None] + inner[None, :], found, mask=of_rows)
+                of_part = tl.dot(tl.trans(rows), arrived, of_part, input_precision="tf32x3")
+    if MULTIPLIES:
+        if matrix >= 0:
+            aim = of_matrices + matrix + inner[:, None] * DIM + column[None, :]
+            tl.atomic_add(aim, of_part, mask=of_matrix, sem="relaxed")

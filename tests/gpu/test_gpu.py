@@ -19,9 +19,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError, TableSpec, get_table
 from recemb.cli import main
 from recemb.datasets import Batch
-from recemb.tables.base import CompressedTable, TableConfig, total_full_bytes
+from recemb.tables.base import CompressedTable, PhysicalTable, TableConfig, total_full_bytes
 from recemb.tables.precision import round_rows_
-from recemb.tables.storage import lanes_of
+from recemb.tables.storage import lanes_of, stored_shape
+from recemb.tables.structure import pack_bits
 from recemb.training.ahead import Ahead
 from recemb.training.evaluation import evaluate
 from recemb.training.reopen import open_run
@@ -77,7 +78,9 @@ def assert_equal_after_a_step(
     for vectors in (out.values(), other.values()):
         ((vectors - target.to(vectors.device)) ** 2).sum().backward()
     for one, two in zip(here.weights, there.weights, strict=True):
-        torch.testing.assert_close(two.detach().cpu(), one.detach(), atol=1e-5, rtol=1e-5)
+        # The first step of an Adagrad is a gradient over its own size, which makes rounding of small ones large.
+        torch.testing.assert_close(two.detach().cpu(), one.detach(), atol=1e-4, rtol=1e-5)
+        assert (two.detach().cpu() - one.detach()).norm() <= 1e-5 * one.detach().norm() + 1e-5
     for (name, one), two in zip(here.method.named_parameters(), there.method.parameters(), strict=True):
         assert one.grad is not None and two.grad is not None, name  # noqa: PT018
         torch.testing.assert_close(two.grad.cpu(), one.grad, atol=1e-4, rtol=1e-4, msg=name)
@@ -108,53 +111,53 @@ def test_other_optimizers_take_the_same_step(method: Variant, optimizer: str, de
 
 
 @pytest.mark.parametrize("dim", [10, 16, 128])
+@pytest.mark.parametrize("form", ["matrices", "zeros", "bits"])
 @pytest.mark.parametrize("adds", [False, True], ids=["single", "bags"])
-def test_rows_of_many_widths_are_widened_in_one_kernel(dim: int, adds: bool, device):
+def test_rows_of_many_widths_are_widened_in_one_kernel(dim: int, form: str, adds: bool, device):
     needs_cuda(device)
-    from recemb.tables.widening import Lookup, Widening
+    from recemb.tables.widening import Widened, Widening
 
     random = torch.Generator().manual_seed(dim)
     widths = [dim, dim - 1, 3, 2, 5, dim, 1, max(dim // 2, 1)]
     counts = [700, 1300, 2500, 0, 64, 1, 33, 999]
-    lookups, numbers = [], 0
-    for index, width in enumerate(widths):
-        matrix = numbers if width < dim and index != 4 else None
-        lookups.append(Lookup(width, width * lanes_of(width), matrix))
-        numbers += 0 if matrix is None else width * dim
-    lane = torch.cat(
-        [
-            torch.randint(lanes_of(width), (count,), generator=random)
-            for width, count in zip(widths, counts, strict=True)
-        ]
-    )
+    stored_widths = [stored_shape(PhysicalTable("", 4, width, 0.0)).dim for width in widths]
+    lookups = [
+        Widened(width, stored, form == "matrices" and width < dim and index != 4)
+        for index, (width, stored) in enumerate(zip(widths, stored_widths, strict=True))
+    ]
+    lane = [torch.randint(lanes_of(width), (n,), generator=random) for width, n in zip(widths, counts, strict=True)]
+    masks = [
+        torch.rand(n, dim, generator=random).argsort(dim=1) < width for width, n in zip(widths, counts, strict=True)
+    ]
     rows = sum(counts)
     place = torch.randint(rows // 2, (rows,), generator=random) if adds else torch.randperm(rows, generator=random)
-    stored = torch.randn(sum(n * one.stored for n, one in zip(counts, lookups, strict=True)), generator=random)
-    matrices = torch.randn(numbers, generator=random)
+    stored = torch.randn(sum(n * wide for n, wide in zip(counts, stored_widths, strict=True)), generator=random)
+    matrices = [torch.randn(one.width, dim, generator=random) for one in lookups if one.multiplied]
     target = torch.randn(rows + 9, dim, generator=random)
 
-    def reference(stored, matrices):
-        vectors, start = [], 0
-        for lanes, count, one in zip(lane.split(counts), counts, lookups, strict=True):
-            wide = stored[start : start + count * one.stored].view(count, one.stored // one.width, one.width)
-            start += count * one.stored
-            found = wide[torch.arange(count), lanes]
-            if one.matrix is not None:
-                found = found @ matrices[one.matrix : one.matrix + one.width * dim].view(one.width, dim)
+    def reference(stored, *matrices):
+        vectors, left = [], list(matrices)
+        parts = stored.split([n * wide for n, wide in zip(counts, stored_widths, strict=True)])
+        for part, lanes, mask, one in zip(parts, lane, masks, lookups, strict=True):
+            number = lanes.unsqueeze(1) * one.width + torch.arange(one.width)
+            found = part.view(-1, one.stored).gather(1, number)
+            if one.multiplied:
+                found = found @ left.pop(0)
+            elif form == "bits":
+                found = found.new_zeros(mask.shape).masked_scatter(mask, found)
             vectors.append(torch.nn.functional.pad(found, (0, dim - found.shape[1])))
         return stored.new_zeros(rows + 9, dim).index_add(0, place, torch.cat(vectors))
 
-    exact = [one.double().requires_grad_() for one in (stored, matrices)]
+    exact = [one.double().requires_grad_() for one in (stored, *matrices)]
     expected = reference(*exact)
     expected.backward(target.double())
-    given = [one.to(device).requires_grad_() for one in (stored, matrices)]
-    widening = Widening(lookups, dim, adds, device)
+    given = [one.to(device).requires_grad_() for one in (stored, *matrices)]
+    widening, bits = Widening(lookups, dim, adds), pack_bits(torch.cat(masks)).to(device) if form == "bits" else None
     for _ in range(2):
-        found = widening(given[0], lane.to(device), counts, place.to(device), given[1], rows + 9)
+        found = widening(given[0], counts, torch.cat(lane).to(device), bits, place.to(device), given[1:], rows + 9)
     found.backward(target.to(device))
     for one, other in [(found, expected), *((one.grad, other.grad) for one, other in zip(given, exact, strict=True))]:
-        error = (one.cpu().double() - other).norm() / other.norm()
-        assert error < 1e-5
+        assert (one.detach().cpu().double() - other.detach()).norm() <= 1e-5 * other.detach().norm()
 
 
 @each_method

@@ -111,7 +111,7 @@ def test_precisions_may_differ_by_table(variant: Variant, max_length: int | None
     torch.testing.assert_close(out, rounded(live, batch), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dim", [3, 6])
+@pytest.mark.parametrize("dim", [3, 6, 30, 57])
 @each_precision
 def test_rows_of_fused_tables_are_packed_too(precision: str, dim: int):
     specs = specs_in(precision, dim=dim)

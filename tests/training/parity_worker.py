@@ -7,7 +7,9 @@ Each process is its own reference: it also trains the unsharded tables on the wh
 
 import itertools
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +30,9 @@ from recemb.tables.collection import HERE
 from recemb.tables.pruned import PrunedConfig
 from recemb.training import processes
 from recemb.training.build import Built, trained_beside_rows
+from recemb.training.checkpoint import load_tensors, save_tensors
 from recemb.training.optimizers import Optimizers
-from recemb.training.processes import mean_over_processes, rank, world_size
+from recemb.training.processes import mean_over_processes, on_first, rank, world_size
 from recemb.training.sharding import check_sharding, held_as_asked, spread
 from recemb.training.steps import Steps
 
@@ -45,16 +48,18 @@ class Case(NamedTuple):
     multi: bool
     learning: bool
     pipelined: bool
+    dim: int = 16
 
     @property
     def name(self) -> str:
         words = [self.variant.name, self.sharding, self.optimizer, "multi" if self.multi else "single"]
-        return " ".join([*words, *["learning"] * self.learning, *["pipelined"] * self.pipelined])
+        words += ["learning"] * self.learning + ["pipelined"] * self.pipelined
+        return " ".join(words + [f"{self.dim}-wide"] * (self.dim != 16))
 
 
-def table_of(variant: Variant, specs: list[TableSpec], learning: bool) -> TableConfig | CompressedTable:
-    config = variant.config().fit(specs, total_full_bytes(specs) // 4)
-    return config.pruning_table(specs) if learning and isinstance(config, PrunedConfig) else config
+def table_of(case: Case, specs: list[TableSpec]) -> TableConfig | CompressedTable:
+    config = case.variant.config().fit(specs, total_full_bytes(specs) // (4 if case.dim == 16 else 1))
+    return config.pruning_table(specs) if case.learning and isinstance(config, PrunedConfig) else config
 
 
 def batch_of(specs: list[TableSpec], step: int, process: int, processes: int) -> Batch:
@@ -119,15 +124,15 @@ def mean_of_counted(logits: Tensor, batch: Batch, processes: int) -> Tensor:
 def compare(case: Case) -> dict[str, float]:
     variant, optimizer, learning = case.variant, FusedOptimizer(case.optimizer, 0.02, 1e-4), case.learning
     # OptEmbed's supernet draws a width for each vector, and each process draws for itself: 1 leaves nothing to chance.
-    dim = 1 if learning and variant.method == "optembed" else 16
+    dim = 1 if learning and variant.method == "optembed" else case.dim
     specs = make_specs(dim, max_length=None if case.multi else 1)
     check_sharding(case.sharding, optimizer, None)
-    table = table_of(variant, specs, learning)
+    table = table_of(case, specs)
     together, its = build(specs, table, optimizer, case.sharding)
     mine = train(together, its, specs, rank(), world_size(), pipelined=case.pipelined)
     losses = mean_over_processes(mine)
     states = its.tensors(together.model)
-    table = table_of(variant, specs, learning)
+    table = table_of(case, specs)
     alone, own = build(specs, table, optimizer, "none")
     wanted = train(alone, own, specs, 0, 1)
     found = {"loss": worst([losses], [wanted])}
@@ -139,7 +144,19 @@ def compare(case: Case) -> dict[str, float]:
     whole = [name for name in states if type(states[name]) is Tensor]
     found["moments"] = worst([states[name] for name in whole], [moments[name] for name in whole])
     found["accumulators"] = max([0.0, *(shards_differ(one, moments[name]) for name, one in states.items())])
+    found["saved"] = reread(others | states, ours | moments) if case.dim != 16 else 0.0
     return found
+
+
+def reread(saved: dict[str, Any], wanted: dict[str, Tensor]) -> float:
+    """Say how what the processes save together differs from what one process has, once it is read as that is."""
+    folder = Path(on_first(tempfile.mkdtemp)) / "saved"
+    save_tensors(saved, folder)
+    read = {name: torch.full_like(one, torch.nan) for name, one in wanted.items()}
+    load_tensors(read, folder, "{folder} cannot be read.")
+    on_first(lambda: shutil.rmtree(folder.parent))
+    assert not any(one.isnan().any() for one in read.values())
+    return worst(list(read.values()), list(wanted.values()))
 
 
 def worst(ours: list[Tensor], wanted: list[Tensor]) -> float:
@@ -179,6 +196,15 @@ def cases(only: list[str]) -> Iterator[Case]:
             if pipelined and (refused or (case.optimizer == wanted and bags)):
                 yield case
         elif all(word in case.name.split() for word in only):
+            yield case
+    # Rows of 61 floats are stored in 64, which two processes can cut between columns.
+    full = next(variant for variant in VARIANTS if variant.name == "full")
+    for sharding, optimizer, multi in (
+        ("column_wise", "adagrad", False), ("column_wise", "sgd", True), ("row_wise", "rowwise_adagrad", True),
+        ("data_parallel", "adagrad", True),
+    ):  # fmt: skip
+        case = Case(full, sharding, optimizer, multi, learning=False, pipelined=sharding == "row_wise", dim=61)
+        if only == ["chosen"] or all(word in case.name.split() for word in only):
             yield case
 
 

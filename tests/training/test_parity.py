@@ -9,7 +9,7 @@ import pytest
 from tables_samples import VARIANTS
 from together import torchrun
 
-# After five steps, whatever is compared: losses, rows, other weights, moments and accumulators.
+# After five steps, whatever is compared: losses, rows, other weights, moments and accumulators; and what is saved.
 TOLERANCE = 1e-6
 
 
@@ -38,7 +38,7 @@ def test_two_processes_train_as_one(found: dict[str, list[dict[str, Any]]], vari
             if "rowwise" in case and sharding == "column_wise":
                 assert "an accumulator of its own, which is another optimizer" in entry["refused"]
                 continue
-            assert set(entry) == {"process", "loss", "rows", "rest", "moments", "accumulators"}
+            assert set(entry) == {"process", "loss", "rows", "rest", "moments", "accumulators", "saved"}
             for name, difference in entry.items():
                 assert name == "process" or difference < TOLERANCE, (case, name)
                 assert difference == difference, (case, name)

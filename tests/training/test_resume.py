@@ -55,7 +55,8 @@ def outcome(folder: Path) -> tuple[Any, ...]:
 def undisturbed(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory):
     """Processes, the options of a run, and the folder of one that nobody disturbed, named by default."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    options = ["dataset=synthetic", data, "table=mixed_dimension", *OPTIONS]
+    # Rows of 30 floats and of fewer: padded ones, and ones that lie side by side.
+    options = ["dataset=synthetic", data, "table=mixed_dimension", "model.embedding_dim=30", *OPTIONS]
     if request.param > 1:
         options.append("trainer.sharding=auto")
     run(training(request.param, *options), cwd)
@@ -91,7 +92,8 @@ def test_other_numbers_of_processes_may_go_on(data: str, undisturbed, tmp_path: 
         pytest.skip("what two processes began is the subject")
     folder = tmp_path / "run"
     begin = training(2, *options, *STATES, f"hydra.run.dir='{folder}'")
-    kill_when(folder / "unfinished" / "train-state-000000006", begin, tmp_path)
+    # A worker is killed, which ends all: workers whose launcher was killed would train to the end.
+    kill_when(folder / "unfinished" / "train-state-000000006", begin, tmp_path, child=1)
     alone_again = training(1, f"resume={folder}")
     kill_when(folder / "unfinished" / "train-state-000000015", alone_again, tmp_path)
     run(training(2, f"resume={folder}", "trainer.sharding=row_wise"), tmp_path)
