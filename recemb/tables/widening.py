@@ -5,8 +5,8 @@ where there is none, its row and zeros up to full width, or its numbers where bi
 product of many small matrices of different sizes with differently many rows: one operation for each lookup keeps the
 host busy for longer than the device.
 
-The work is cut into tasks of up to `_ROWS` rows of one lookup. Products are in three passes of tf32, whose error is
-that of float32.
+The work is cut into tasks of up to `_ROWS` rows of one lookup. Products are in float32, or in three passes of tf32 whose
+error is that of float32.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 1024  # rows of a task, so that not every tile adds to the gradient of its matrix
 _NO_MATRIX = -1
+
+
+class _Shape(NamedTuple):
+    """How a kernel works: rows at once, floats of a row that are multiplied at once, warps, and precision."""
+
+    tile: int
+    inner: int
+    warps: int
+    precision: str
+
+
+# What took the least time on an H100: rows of a task, and shapes for vectors of up to 32 floats and for wider ones.
+_ROWS = 1024
+_FORWARD = (_Shape(32, 16, 4, "ieee"), _Shape(32, 32, 8, "tf32x3"))
+_BACKWARD = (_Shape(32, 16, 4, "ieee"), _Shape(32, 32, 8, "ieee"))
 
 
 class Widened(NamedTuple):
@@ -96,21 +110,21 @@ class Widening:
             self._plan = (counts, made, tasks[-1])
         return self._plan[1], self._plan[2]
 
-    def options(self) -> dict[str, Any]:
-        """What is the same in both directions."""
-        widest, wide = max((one.width for one in self.lookups if one.multiplied), default=16), self.dim > 64
+    def options(self, shapes: tuple[_Shape, _Shape]) -> dict[str, Any]:
+        """What kernels of these shapes are told beside the tensors."""
+        shape = shapes[self.dim > 32]
         return {
             "lookups": len(self.lookups),
             "LOOKUPS": triton.next_power_of_2(len(self.lookups) + 1),
             "DIM": self.dim,
             "COLUMNS": max(16, triton.next_power_of_2(self.dim)),
-            "INNER": 16 if widest <= 16 else 32,
+            "INNER": shape.inner,
             "BYTES": -(-self.dim // 8),
             "ROWS": _ROWS,
+            "TILE": shape.tile,
+            "PRECISION": shape.precision,
             "MULTIPLIES": any(one.multiplied for one in self.lookups),
-            # Rows at once, and threads, such that registers suffice.
-            "TILE": 32 if wide else 64,
-            "num_warps": 8 if wide else 4,
+            "num_warps": shape.warps,
             "num_stages": 1,
         }
 
@@ -128,13 +142,15 @@ class _Widen(torch.autograd.Function):
         vectors: int,
         *matrices: Tensor,
     ) -> Tensor:
-        out = stored.new_zeros(vectors, widening.dim)
+        whole = not widening.adds and len(place) == vectors  # every vector is written
+        out = stored.new_empty(vectors, widening.dim) if whole else stored.new_zeros(vectors, widening.dim)
         flat = torch.cat([matrix.view(-1) for matrix in matrices]) if matrices else stored.new_zeros(1)
         plan, tasks = widening.plan(counts, stored.device)
         if tasks:
             _forward[(tasks,)](
                 stored, flat, _or(lane, place), _or(bits, place), place, plan, out,
-                HAS_LANE=lane is not None, HAS_BITS=bits is not None, ADDS=widening.adds, **widening.options(),
+                HAS_LANE=lane is not None, HAS_BITS=bits is not None, ADDS=widening.adds,
+                **widening.options(_FORWARD),
             )  # fmt: skip
         ctx.save_for_backward(stored, flat, lane, bits, place)
         ctx.rest = widening, plan, tasks, [matrix.shape for matrix in matrices]
@@ -148,7 +164,7 @@ class _Widen(torch.autograd.Function):
         of_stored = torch.zeros_like(stored) if widening.padded else torch.empty_like(stored)
         of_flat = torch.zeros_like(flat)
         if tasks:
-            options = widening.options()
+            options = widening.options(_BACKWARD)
             widest = max((one.width for one in widening.lookups if one.multiplied), default=1)
             parts = -(-widest // options["INNER"])
             _backward[(tasks, parts)](
@@ -209,8 +225,8 @@ def _places(bits, row, here, column, width, DIM: tl.constexpr, BYTES: tl.constex
 def _forward(  # type: ignore[no-untyped-def]
     stored, matrices, lane, bits, place, plan, out,
     lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BYTES: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr, HAS_BITS: tl.constexpr,
-    ADDS: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr,
+    HAS_BITS: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
     task, first_row, count, first_number, width, wide, matrix = _task(plan, tl.program_id(0), lookups, LOOKUPS)
     column = tl.arange(0, COLUMNS)
@@ -233,7 +249,7 @@ def _forward(  # type: ignore[no-untyped-def]
                     rows = tl.load(stored + at[:, None] + inner[None, :], mask=within, other=0.0)
                     within = (inner < width)[:, None] & (column < DIM)[None, :]
                     part = tl.load(matrices + matrix + inner[:, None] * DIM + column[None, :], mask=within, other=0.0)
-                    vector = tl.dot(rows, part, vector, input_precision="tf32x3")
+                    vector = tl.dot(rows, part, vector, input_precision=PRECISION)
         aim = out + target[:, None] * DIM + column[None, :]
         within = here[:, None] & (column < DIM)[None, :]
         if ADDS:
@@ -246,7 +262,8 @@ def _forward(  # type: ignore[no-untyped-def]
 def _backward(  # type: ignore[no-untyped-def]
     stored, matrices, lane, bits, place, plan, gradient, of_stored, of_matrices,
     lookups, LOOKUPS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BYTES: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr, HAS_BITS: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, MULTIPLIES: tl.constexpr, HAS_LANE: tl.constexpr,
+    HAS_BITS: tl.constexpr,
 ):  # fmt: skip
     task, first_row, count, first_number, width, wide, matrix = _task(plan, tl.program_id(0), lookups, LOOKUPS)
     first = tl.program_id(1) * INNER
@@ -276,9 +293,9 @@ def _backward(  # type: ignore[no-untyped-def]
                 of_rows = here[:, None] & (inner < width)[None, :]
                 arrived = tl.load(source, mask=here[:, None] & (column < DIM)[None, :], other=0.0)
                 rows = tl.load(stored + at[:, None] + inner[None, :], mask=of_rows, other=0.0)
-                found = tl.dot(arrived, tl.trans(part), input_precision="tf32x3")
+                found = tl.dot(arrived, tl.trans(part), input_precision=PRECISION)
                 tl.store(of_stored + at[:, None] + inner[None, :], found, mask=of_rows)
-                of_part = tl.dot(tl.trans(rows), arrived, of_part, input_precision="tf32x3")
+                of_part = tl.dot(tl.trans(rows), arrived, of_part, input_precision=PRECISION)
     if MULTIPLIES:
         if matrix >= 0:
             aim = of_matrices + matrix + inner[:, None] * DIM + column[None, :]
