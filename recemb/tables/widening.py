@@ -5,8 +5,8 @@ where there is none, its row and zeros up to full width, or its numbers where bi
 product of many small matrices of different sizes with differently many rows: one operation for each lookup keeps the
 host busy for longer than the device.
 
-The work is cut into tasks of up to `_ROWS` rows of one lookup. Products are in float32, or in three passes of tf32 whose
-error is that of float32.
+The work is cut into tasks of up to `_ROWS` rows of one lookup. Products are in float32, or in three passes of tf32, with
+the error of float32.
 """
 
 from collections.abc import Sequence
