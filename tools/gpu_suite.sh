@@ -9,7 +9,8 @@
 #   --parts DIR    holds fbgemm.part.*, FBGEMM's CUDA build as an archive in pieces, to be unpacked into SITE
 #   --wheels DIR   holds *.whl of other packages that Python lacks, to be installed into SITE
 #   --site DIR     folder of these packages (default: in the temporary folder); nothing is unpacked twice
-#   --out DIR      gets gpu_suite.md, gpu_suite.json and the logs (default $OUT, else gpu_results)
+#   --out DIR      gets gpu_suite.md with a picture, .csv and .json beside it, and the logs (default $OUT, else
+#                  gpu_results)
 #   OPTIONS        of tools/bench_gpu.py, for instance: -- --dims 16 --methods hashing "pep learning"
 #
 # FBGEMM_PARTS, WHEELS, SITE, OUT and PYTHON in the environment say the same. Ends with status 1 if a test or a method
@@ -75,64 +76,6 @@ if [ -n "$bench" ]; then
     "$python" -P -u tools/bench_gpu.py $small --out "$out/bench_gpu.json" "$@" \
         2> >(tee "$out/bench_gpu.log" >&2) || status=1
 fi
-"$python" - "$out" <<'PYTHON' || status=1
-"""Writes gpu_suite.json and gpu_suite.md of what the tests and the benchmark left in a folder."""
-import json, pathlib, statistics, sys, xml.etree.ElementTree as xml
-
-out = pathlib.Path(sys.argv[1])
-found = {"tests": None, "failures": [], "bench": None}
-if (out / "tests.xml").exists():
-    suite = xml.parse(out / "tests.xml").getroot().find("testsuite")
-    found["tests"] = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    found["tests"]["seconds"] = float(suite.get("time"))
-    for case in suite:
-        for kind in ("failure", "error"):
-            if (why := case.find(kind)) is not None:
-                found["failures"].append({"test": case.get("name"), "why": why.get("message", "")})
-if (out / "bench_gpu.json").exists():
-    found["bench"] = json.loads((out / "bench_gpu.json").read_text())
-(out / "gpu_suite.json").write_text(json.dumps(found, indent=1) + "\n")
-
-lines = ["# GPU suite", ""]
-row = lambda texts: f"| {' | '.join(texts)} |"
-line = lambda text: " ".join(text.split()).replace("|", "/")[:300]
-gib = lambda count: "n/a" if count is None else f"{count / 2**30:.2f}"
-if tests := found["tests"]:
-    lines += ["tests: " + ", ".join(f"{name} {value:g}" for name, value in tests.items()), ""]
-    lines += [f"- {one['test']}: {line(one['why'])}" for one in found["failures"]] + [""]
-COLUMNS = [
-    "method", "kept", "lookups", "step ms", "over plain", "over equal lookups", "rows/s", "peak GiB", "reserved GiB",
-    "solve s",
-]
-
-
-def measured(one):
-    if "failed" in one:
-        return [line(one["failed"]), *[""] * (len(COLUMNS) - 2)]
-    times = [f"{one[name]:.2f}" for name in ("step_ms", "over_plain", "over_equal_lookups")]
-    memory = [gib(one["peak_bytes"]), gib(one["reserved_bytes"])]
-    solve = f"{one['solve_seconds']:.2f}" if "solve_seconds" in one else ""
-    return [f"{one['kept']:.4f}", str(one["lookups"]), *times, f"{one['rows_per_second']:,.0f}", *memory, solve]
-
-
-if bench := found["bench"]:
-    lines += [f"device: {bench['device']}", ""]
-    for part in ("versions", "options"):
-        lines += [", ".join(f"{name} {value}" for name, value in bench[part].items()), ""]
-    for plain in bench["plain"]:
-        rows = [one for one in bench["methods"] if one["dim"] == plain["dim"]]
-        done = [one for one in rows if "step_ms" in one]
-        step = statistics.median([one["plain_ms"] for one in done] or [0])
-        peak = gib(plain["peak_bytes"])
-        lines += [f"## D = {plain['dim']}: plain torchrec {step:.2f} ms a step, peak {peak} GiB", ""]
-        lines += [row(COLUMNS), "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-        lines += [row([one["method"], *measured(one)]) for one in rows]
-        parts = list(plain["split_ms"])
-        lines += ["", "Milliseconds by part:", "", row(["method", *parts]), "|---" + "|--:" * len(parts) + "|"]
-        split = [("plain", plain["split_ms"]), *((one["method"], one["split_ms"]) for one in done)]
-        lines += [row([name, *(f"{of[part]:.2f}" for part in parts)]) for name, of in split] + [""]
-(out / "gpu_suite.md").write_text("\n".join(lines))
-print("\n".join(lines))
-PYTHON
+"$python" -P tools/gpu_tables.py "$out" || status=1
 echo "gpu_suite: written to $out; status $status"
 exit $status

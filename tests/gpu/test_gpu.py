@@ -78,8 +78,8 @@ def assert_equal_after_a_step(
     for vectors in (out.values(), other.values()):
         ((vectors - target.to(vectors.device)) ** 2).sum().backward()
     for one, two in zip(here.weights, there.weights, strict=True):
-        # The first step of an Adagrad is a gradient over its own size: where terms of 3 add up to 0.0002, as they once do
-        # here, their rounding moves a weight by 0.00002.
+        # The first step of an Adagrad is a gradient over its own size: where terms of 3 add up to 0.0002, as they once
+        # do here, their rounding moves a weight by 0.00002.
         torch.testing.assert_close(two.detach().cpu(), one.detach(), atol=5e-5, rtol=1e-5)
         assert (two.detach().cpu() - one.detach()).norm() <= 1e-4 * one.detach().norm() + 1e-5
     for (name, one), two in zip(here.method.named_parameters(), there.method.parameters(), strict=True):
