@@ -1,6 +1,10 @@
 """Chains of small operations as one kernel each way, on GPUs."""
 
 import functools
+import importlib.util
+import os
+import shutil
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,12 +12,16 @@ import torch
 from torch import Tensor
 
 _Result = TypeVar("_Result")
+# Before torch 2.12 a compiled function must not be called while another thread compiles.
+_ONE_AT_A_TIME = threading.RLock()
+_LEAST_CAPABILITY = (7, 0)  # of GPUs that Triton makes kernels for
 
 
 def fused(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Compile a function of tensors where the first of them is on a GPU; elsewhere it is called as it is.
 
-    On CPUs compiling gains 2 % of a step, and takes longer than many a run. TORCH_COMPILE_DISABLE=1 turns it off.
+    On CPUs compiling gains 2 % of a step, and takes longer than many a run. TORCH_COMPILE_DISABLE=1 turns it off, and
+    so does what `makes_kernels` misses.
     """
 
     @functools.cache
@@ -22,6 +30,18 @@ def fused(function: Callable[..., _Result]) -> Callable[..., _Result]:
 
     @functools.wraps(function)
     def call(first: Tensor, *others: object) -> _Result:
-        return (compiled() if first.is_cuda else function)(first, *others)
+        if not makes_kernels(first.device):
+            return function(first, *others)
+        with _ONE_AT_A_TIME:
+            return compiled()(first, *others)
 
     return call
+
+
+@functools.cache
+def makes_kernels(device: torch.device) -> bool:
+    """Whether kernels can be made for a device: a GPU that Triton knows, Triton, and a C compiler."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    compilers = [os.environ.get("CC") or "cc", "gcc", "clang"]
+    return any(map(shutil.which, compilers)) and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY

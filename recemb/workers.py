@@ -170,10 +170,12 @@ class Workers:
                 # A process that was just starting has not heard it; one that has ignores it from then on.
                 running = wait(running, timeout=1).not_done
         finally:
-            for pool in self._pools:
-                pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
+            # Their threads end with the processes. Were they left to Python's exit, both might close one pipe at once,
+            # of which Python would say over many lines that it is closed.
+            for pool in self._pools:
+                pool.shutdown(cancel_futures=True)
 
 
 def _interrupt(process: multiprocessing.process.BaseProcess) -> None:

@@ -76,7 +76,10 @@ def find(tensors: Mapping[str, Tensor], ids: Tensor, longest: int) -> tuple[Tens
     """
     if "words" in tensors:
         return _find_bit(ids, tensors["words"], tensors["ranks"])
-    return _find_key(ids, tensors["keys"], tensors["buckets"], longest.bit_length())
+    halvings = longest.bit_length()
+    if ids.is_cuda:  # where every number is compiled for; more than are needed find the same
+        halvings = -(-halvings // 4) * 4
+    return _find_key(ids, tensors["keys"], tensors["buckets"], halvings)
 
 
 @fused

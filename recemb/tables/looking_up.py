@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recemb.fusing import makes_kernels
 from recemb.options import RecembError
 from recemb.tables.bags import bag_in_result, offsets_of, pool, without_missing
 from recemb.tables.base import CompressedTable, TableSpec
@@ -19,6 +20,9 @@ from recemb.tables.lookups import Lookups
 from recemb.tables.products import multiplied
 from recemb.tables.sharded import ShardedTables
 from recemb.tables.storage import FusedTables, stored_shape
+
+# Vectors that a GPU's fast memory holds enough of to widen rows.
+_WIDEST = 256
 
 
 class Asked(NamedTuple):
@@ -300,7 +304,7 @@ class Answer(nn.Module):
         assert asked.bag is not None
         of_rows = asked.lane, asked.bits, asked.bag
         vectors: Tensor = self.widening(stored, asked.counts, *of_rows, matrices, bags * features)
-        return vectors.view(bags, -1)
+        return vectors.view(bags, features * self._lookups.dims[0])
 
     def _of_alternatives(self, parts: list[Tensor], asked: Asked) -> Tensor:
         """Widen the rows of each table, then pool."""
@@ -342,7 +346,8 @@ class Answer(nn.Module):
 def widens_stored(lookups: Lookups, method: CompressedTable, host: nn.Module, device: torch.device | None) -> bool:
     """Whether rows are widened as they are stored, by a kernel that there is for GPUs."""
     linear = lookups.by_value and method.widens_linearly and not method.gates and len(set(lookups.dims)) == 1
-    return linear and isinstance(host, FusedTables) and device is not None and device.type == "cuda"
+    fits = linear and lookups.dims[0] <= _WIDEST
+    return fits and isinstance(host, FusedTables) and device is not None and makes_kernels(device)
 
 
 def widening_of(lookups: Lookups, method: CompressedTable) -> Any:

@@ -105,7 +105,7 @@ class OptEmbedSupernet(PruningTable):
         at = spec if self.config.per == "feature" else self.begins[spec] + ids
         widths = self.widths[spec]
         if self.training:
-            widths = torch.randint(1, self.dim + 1, ids.shape, device=ids.device)
+            widths = torch.randint_like(ids, 1, self.dim + 1)
         weighs = self.weighs(ids, spec)
         masked: Tensor = _Gate.apply(vectors, self.thresholds[at], self.level, weighs, widths, ids == 0)
         return masked

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def multiplied(columns: Tensor, widths: Sequence[int], factors: Sequence[Sequence[int]]) -> Tensor:
@@ -37,6 +38,7 @@ class _Multiplied(torch.autograd.Function):
         return products
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (columns,) = ctx.saved_tensors
         of_columns = torch.empty_like(columns)

@@ -28,7 +28,7 @@ SOLVES_PER_EPOCH = 16
 _CONSTANT_BYTES = 16  # of each table: where its ids and its rows begin
 _HALVINGS = 32
 _COARSE_HALVINGS = 12  # while training, where the next solve follows soon
-_MOST_ON_GPU = 1 << 30  # entries, of which a solver holds several copies
+_SOLVER_BYTES = 24  # of an entry, while budgets are solved for
 
 
 class PruningTable(CompressedTable):
@@ -134,7 +134,7 @@ class PruningTable(CompressedTable):
         margins = [margin.detach().float() for margin in self.margins(weights)]
         if self.unit == "row":
             return RowSolver(self.specs, margins)
-        if sum(margin.numel() for margin in margins) > _MOST_ON_GPU:
+        if not _solves_where_they_are(margins):
             margins = [margin.cpu() for margin in margins]
         return EntrySolver(self.specs, margins, halvings)
 
@@ -262,8 +262,9 @@ class EntrySolver:
 
         if total_held_bytes(self._specs) <= budget_bytes:
             return -torch.inf
-        finite = self._all[self._all.isfinite()]
-        low, high = float(finite.min()) - 1, float(finite.max())
+        finite = self._all.isfinite()
+        low = float(torch.where(finite, self._all, torch.inf).min()) - 1
+        high = float(torch.where(finite, self._all, -torch.inf).max())
         if not fits(high):
             return torch.nan
         for _ in range(self._halvings):
@@ -299,3 +300,12 @@ class EntrySolver:
         return torch.where(
             per_row > 0, self._steps[torch.searchsorted(self._steps, per_row).clamp(max=len(self._steps) - 1)], 0
         )
+
+
+def _solves_where_they_are(margins: Sequence[Tensor]) -> bool:
+    """Whether there is memory to choose among single entries where their margins are."""
+    device = margins[0].device
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(margin.numel() for margin in margins) * _SOLVER_BYTES <= free

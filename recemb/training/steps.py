@@ -32,8 +32,8 @@ class Steps:
         optimizers: of the model.
         device: where it is.
         processes: how many take each step together.
-        pipelined: the batch after the next is moved to the device, and the next one's ids are turned into rows, while
-            one is trained on; torchrec's TrainPipelineSparseDist also shares out those of sharded tables.
+        pipelined: the next batch is moved to the device and its ids are turned into rows while one is trained on. Of
+            sharded tables torchrec's TrainPipelineSparseDist also shares them out, and moves the batch after the next.
     """
 
     def __init__(
@@ -87,14 +87,24 @@ class Steps:
                     f"the next batch cannot be prepared ahead, because the model decides by values how it calls its "
                     f"tables ({error}); pass trainer.pipeline=false."
                 ) from error
-        batch = next(batches, None) if self._ahead is None else self._ahead.take(batches)
+        if self._ahead is not None:
+            batch = self._ahead.take(batches)
+        else:
+            batch = next(batches, None)
+            batch = None if batch is None else batch.to(self._device)
         if batch is None:
             return None
-        objective, done = self._lose(batch.to(self._device))
+        objective, done = self._lose(batch)
         self._optimizers.zero_grad()
         objective.backward()
         self._optimizers.step()
         return done
+
+    def close(self) -> None:
+        """Forget batches that were read ahead, after the last step."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def pause(self) -> None:
         """Give the model back, so that it can be run or saved; the next step goes on where this one was."""

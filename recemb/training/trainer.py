@@ -190,6 +190,12 @@ class Trainer:
             self._writer.close()
 
     def _train(self) -> None:
+        try:
+            self._take_steps()
+        finally:
+            self.steps.close()
+
+    def _take_steps(self) -> None:
         start = self._go_on() if self.resumes else 0
         if self.tries_start and not self.progress.steps:
             self._validate()

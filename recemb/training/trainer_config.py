@@ -76,11 +76,6 @@ class TrainerConfig:
             raise RecembError(f"trainer.schedule={self.schedule} is not known; choose linear or constant.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise RecembError(f"trainer.device={self.device} is not known; choose auto, cpu or cuda.")
-        if self.pipeline and self.sharding in ("none", "data_parallel") and not self._on_gpu:
-            raise RecembError(
-                f"trainer.pipeline=true is for GPUs and for sharded tables, not for trainer.sharding={self.sharding} "
-                "on a CPU; take auto, table_wise, row_wise or column_wise, or trainer.pipeline=null."
-            )
         self.fused_optimizer().kwargs()
         check_sharding(self.sharding, self.fused_optimizer(), self.cache_share)
 
@@ -91,11 +86,7 @@ class TrainerConfig:
     @property
     def pipelined(self) -> bool:
         """Whether steps overlap."""
-        return self._on_gpu if self.pipeline is None else self.pipeline
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        return self.torch_device().type == "cuda" if self.pipeline is None else self.pipeline
 
     def torch_device(self) -> torch.device:
         """The device that `device` stands for on this machine."""

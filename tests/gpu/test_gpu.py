@@ -164,7 +164,6 @@ def test_rows_of_many_widths_are_widened_in_one_kernel(dim: int, form: str, adds
 @each_method
 @each_length
 def test_ids_that_were_turned_into_rows_ahead_give_the_same(method: Variant, max_length: int | None, device):
-    needs_cuda(device)
     specs = make_specs(max_length=max_length)
     one, other = (
         CompressedEmbeddingBagCollection(specs, fitted(method, specs), optimizer=FusedOptimizer(), device=device)
@@ -173,8 +172,9 @@ def test_ids_that_were_turned_into_rows_ahead_give_the_same(method: Variant, max
     batches = []
     for seed in range(7):
         sparse = make_batch(specs, bags=65 - seed, seed=seed, empty=seed % 2 == 0)
-        batches.append(Batch(torch.zeros(65 - seed, 1), sparse, torch.zeros(65 - seed)).pin_memory())
-    ahead, waiting = Ahead([one], device), iter(batches)
+        batches.append(Batch(torch.zeros(65 - seed, 1), sparse, torch.zeros(65 - seed)))
+    ahead = Ahead([one], device)
+    waiting = (batch.pin_memory() if device.type == "cuda" else batch for batch in batches)
     for batch in batches:
         ready = ahead.take(waiting)
         vectors = [one(ready.sparse).values(), other(batch.sparse.to(device)).values()]
@@ -182,6 +182,7 @@ def test_ids_that_were_turned_into_rows_ahead_give_the_same(method: Variant, max
             found.square().sum().backward()
         torch.testing.assert_close(vectors[0], vectors[1], atol=1e-6, rtol=1e-6)
     assert ahead.take(waiting) is None
+    ahead.close()
 
 
 @pytest.mark.parametrize("name", PRUNED)

@@ -128,10 +128,6 @@ def test_a_plan_for_several_processes_shares():
         ([], "2 processes were started, and trainer.sharding=none is for one; pass trainer.sharding=auto."),
         (["trainer.sharding=column_wise"], "trainer.sharding=column_wise is not offered here"),
         (
-            ["trainer.sharding=data_parallel", "trainer.pipeline=true"],
-            "trainer.pipeline=true is for GPUs and for sharded tables, not for trainer.sharding=data_parallel",
-        ),
-        (
             ["trainer.sharding=auto", "dataset.path=nowhere", "dataset=criteo"],
             "There is no prepared data set at nowhere",
         ),
