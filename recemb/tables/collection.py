@@ -19,12 +19,13 @@ from recemb.tables.base import (
     total_full_bytes,
 )
 from recemb.tables.initial import init_orthogonal_, init_uniform_
+from recemb.tables.lanes import stored_shape
 from recemb.tables.looking_up import Answer, Ask, Asked
 from recemb.tables.lookups import Lookups
 from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
 from recemb.tables.sharded import ReplicatedTables, ShardedTables
-from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables, stored_shape
+from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables
 
 HERE, SHARDED, REPLICATED = "here", "sharded", "replicated"
 

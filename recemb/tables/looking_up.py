@@ -16,12 +16,13 @@ from recemb.fusing import makes_kernels
 from recemb.options import RecembError
 from recemb.tables.bags import bag_in_result, offsets_of, pool, without_missing
 from recemb.tables.base import CompressedTable, TableSpec
+from recemb.tables.lanes import stored_shape
 from recemb.tables.lookups import Lookups
 from recemb.tables.products import multiplied
 from recemb.tables.sharded import ShardedTables
-from recemb.tables.storage import FusedTables, stored_shape
+from recemb.tables.storage import FusedTables
 
-# Vectors that a GPU's fast memory holds enough of to widen rows.
+# Widths of vectors up to which a GPU's shared memory holds what widening rows takes.
 _WIDEST = 256
 
 

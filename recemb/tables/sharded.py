@@ -24,16 +24,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.tables.base import PhysicalTable
 from recemb.tables.initial import init_uniform_
-from recemb.tables.storage import (
-    FusedOptimizer,
-    PlainTables,
-    lanes_of,
-    of_each,
-    pick_lanes,
-    plain_rows,
-    split_lanes,
-    stored_shape,
-)
+from recemb.tables.lanes import lanes_of, of_each, pick_lanes, plain_rows, split_lanes, stored_shape
+from recemb.tables.storage import FusedOptimizer, PlainTables
 
 # Numbers of a table that are saved at once, 128 MiB.
 _PIECE = 1 << 25

@@ -8,13 +8,10 @@ Both hosts take the same row numbers, return the same vectors and name their wei
 
 A lookup reads one physical table; several lookups may read the same one. Bags are pooled by sum.
 
-FBGEMM's kernels take widths in multiples of four floats. `FusedTables` keeps rows of any other width in wider stored
-ones, and picks them out one by one: narrow rows several side by side, the lanes of a stored row; wide ones each by
-itself, with up to three unused floats at the end, since reading four to use one would take longer. Its weights are
-views of that storage in the shape of the plain ones, so the bytes served never include the padding of stored rows.
+`FusedTables` keeps rows of widths that kernels do not take in wider ones (`recemb.tables.lanes`). Its weights are views
+of that storage in the shape of the plain ones.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -29,9 +26,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from recemb.fusing import fused
 from recemb.options import RecembError
 from recemb.tables.base import PhysicalTable
+from recemb.tables.lanes import find_stored, lanes_of, of_each, pick_lanes, plain_rows, stored_shape
 
 
 class FusedOptimizer(NamedTuple):
@@ -62,8 +59,6 @@ class FusedOptimizer(NamedTuple):
         return arguments
 
 
-_KERNEL_WIDTH = 4
-_WIDEST_IN_LANES = 16
 _AT_ONCE_ON = ("cuda",)
 _AT_ONCE_WITH = ("rowwise_adagrad", "sgd")
 _FUSED_OPTIMIZERS = {
@@ -71,11 +66,6 @@ _FUSED_OPTIMIZERS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "sgd": EmbOptimType.EXACT_SGD,
 }
-
-
-def lanes_of(dim: int) -> int:
-    """Rows of this width that are stored side by side: narrow ones so many that their width is a multiple of four."""
-    return 1 if dim > _WIDEST_IN_LANES else _KERNEL_WIDTH // math.gcd(dim, _KERNEL_WIDTH)
 
 
 class _Bag(nn.Module):
@@ -300,7 +290,7 @@ class FusedTables(nn.Module):
     def _stored(self, rows: Tensor, lanes: Tensor, first: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self._packs:
             return rows + first, None
-        return _find_stored(rows, lanes, first)
+        return find_stored(rows, lanes, first)
 
     def _in_kernels(self, counts: Sequence[int]) -> list[int]:
         return [sum(counts[index] for index in here) for here in self._lookups_of_kernel]
@@ -376,48 +366,3 @@ class FusedTables(nn.Module):
         """Bytes of the optimizer's accumulators."""
         states = (states for batched in self._batched for states in batched.split_optimizer_states())
         return sum(state.nbytes for of_table in states for state in of_table)
-
-
-def of_each(numbers: Tensor, counts: Sequence[int]) -> Tensor:
-    """Repeat the number (L,) of each lookup for each of its rows, (N,)."""
-    if len(set(counts)) == 1:
-        return numbers.repeat_interleave(counts[0])  # the usual case, for which a device is not waited for
-    repeats = torch.tensor(counts, device=numbers.device)
-    return numbers.repeat_interleave(repeats, output_size=sum(counts))
-
-
-def stored_shape(table: PhysicalTable) -> PhysicalTable:
-    """Describe a table as it is stored: in rows whose width is a multiple of four."""
-    lanes = lanes_of(table.dim)
-    width = _KERNEL_WIDTH * -(-table.dim * lanes // _KERNEL_WIDTH)
-    return table._replace(rows=-(-table.rows // lanes), dim=width)
-
-
-def plain_rows(stored: Tensor, table: PhysicalTable) -> Tensor:
-    """View stored rows (n, w) from the table's first on as (rows, dim), padding left out."""
-    each = stored_shape(table).dim // lanes_of(table.dim)
-    return stored.view(-1, each)[: table.rows, : table.dim]
-
-
-def split_lanes(rows: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn row numbers (n,) of tables with so many lanes (n,) into lanes (n,) and numbers of stored rows (n,)."""
-    return rows % lanes, rows // lanes
-
-
-@fused
-def _find_stored(rows: Tensor, lanes: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    lane, rows = split_lanes(rows, lanes)
-    return rows + first, lane
-
-
-def pick_lanes(stored: Tensor, width: int, lane: Tensor | None) -> Tensor:
-    """Take rows of a width out of stored ones (n, w), as `lane` (n,) says: lane 0 begins them, lane 1 is the next.
-
-    There may be lanes because of other tables; in stored rows that hold one row each all of them are 0.
-    """
-    if stored.shape[1] == width:
-        return stored
-    if lane is None or lanes_of(width) == 1:
-        return stored[:, :width]
-    lanes = stored.view(len(stored), stored.shape[1] // width, width)
-    return lanes.gather(1, lane.view(-1, 1, 1).expand(-1, 1, width)).squeeze(1)

@@ -28,8 +28,9 @@ from recemb.options import RecembError
 from recemb.tables.base import TableConfig, TableSpec
 from recemb.tables.collection import HERE, REPLICATED, SHARDED, CompressedEmbeddingBagCollection
 from recemb.tables.full import FullConfig
+from recemb.tables.lanes import lanes_of, stored_shape
 from recemb.tables.sharded import ReplicatedTables, ShardedTables
-from recemb.tables.storage import FusedOptimizer, lanes_of, stored_shape
+from recemb.tables.storage import FusedOptimizer
 from recemb.training.processes import on_first, world_size
 
 if TYPE_CHECKING:

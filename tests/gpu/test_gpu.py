@@ -20,8 +20,8 @@ from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError
 from recemb.cli import main
 from recemb.datasets import Batch
 from recemb.tables.base import CompressedTable, PhysicalTable, TableConfig, total_full_bytes
+from recemb.tables.lanes import lanes_of, stored_shape
 from recemb.tables.precision import round_rows_
-from recemb.tables.storage import lanes_of, stored_shape
 from recemb.tables.structure import pack_bits
 from recemb.training.ahead import Ahead
 from recemb.training.evaluation import evaluate
