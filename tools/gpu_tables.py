@@ -7,8 +7,10 @@ DIR holds tests.xml of pytest and bench_gpu.json of tools/bench_gpu.py, or one o
 
 import argparse
 import json
+import math
 import statistics
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,21 @@ def tests_of(path: Path) -> dict[str, Any]:
     return {"tests": counts, "failures": failures}
 
 
+def by_width(bench: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], float]]:
+    """Give for each width what was measured of plain torchrec, of each method, and milliseconds of plain's step."""
+    for plain in bench["plain"]:
+        methods = [one for one in bench["methods"] if one["dim"] == plain["dim"]]
+        steps = [one["plain_ms"] for one in methods if "plain_ms" in one]
+        yield plain, methods, statistics.median(steps or [math.nan])
+
+
 def frame_of(bench: dict[str, Any]) -> pd.DataFrame:
     """Put all numbers of the benchmark into one table, plain torchrec's split with them."""
-    rows = []
-    for plain in bench["plain"]:
-        of_dim = [one for one in bench["methods"] if one["dim"] == plain["dim"]]
-        step = statistics.median([one["plain_ms"] for one in of_dim if "plain_ms" in one] or [float("nan")])
-        rows.append({"method": "plain", "step_ms": step, **plain})
-        rows += of_dim
+    rows = [
+        one
+        for plain, methods, step in by_width(bench)
+        for one in ({"method": "plain", "step_ms": step, **plain}, *methods)
+    ]
     flat = [
         {name: value for name, value in row.items() if name != "split_ms"}
         | {f"{part}_ms": value for part, value in row.get("split_ms", {}).items()}
@@ -82,10 +91,8 @@ def tables_of(bench: dict[str, Any]) -> list[str]:
     for part in ("versions", "options"):
         lines += [", ".join(f"{name} {value}" for name, value in bench[part].items()), ""]
     lines += ["![steps over equal lookups](gpu_suite.svg)", ""]
-    for plain in bench["plain"]:
-        rows = [one for one in bench["methods"] if one["dim"] == plain["dim"]]
+    for plain, rows, step in by_width(bench):
         done = [one for one in rows if "step_ms" in one]
-        step = statistics.median([one["plain_ms"] for one in done] or [0])
         lines += [
             f"## D = {plain['dim']}: plain torchrec {step:.2f} ms a step, peak {gib(plain['peak_bytes'])} GiB",
             "",

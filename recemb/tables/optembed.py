@@ -221,13 +221,21 @@ class _Gate(torch.autograd.Function):
         return of_vectors, of_thresholds, None, None, None, None
 
 
+def _masks(
+    vectors: Tensor, thresholds: Tensor, level: Tensor, weighs: Tensor, widths: Tensor, always: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By how much rows are over the level, which rows stay, and which of their floats."""
+    margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
+    first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
+    return margins - level, (margins > level) | always, first
+
+
 @fused
 def _masked(
     vectors: Tensor, thresholds: Tensor, level: Tensor, weighs: Tensor, widths: Tensor, always: Tensor
 ) -> Tensor:
-    margins = vectors.abs().sum(dim=-1) * weighs - thresholds  # as the solver reckons them, to the last bit
-    first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
-    return vectors * (first & ((margins > level) | always).unsqueeze(-1))
+    _, kept, first = _masks(vectors, thresholds, level, weighs, widths, always)
+    return vectors * (first & kept.unsqueeze(-1))
 
 
 @fused
@@ -240,11 +248,9 @@ def _mask_gradients(
     widths: Tensor,
     always: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    margins = vectors.abs().sum(dim=-1) * weighs - thresholds
-    kept = (margins > level) | always
-    first = torch.arange(vectors.shape[-1], device=vectors.device) < widths.unsqueeze(-1)
+    over, kept, first = _masks(vectors, thresholds, level, weighs, widths, always)
     of_vectors = gradient * first
-    size = ((margins - level) / weighs).abs()
+    size = (over / weighs).abs()
     surrogate = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1)) * ~always
     of_over = (of_vectors * vectors).sum(dim=-1) * surrogate
     of_thresholds = -(of_over / weighs).sum_to_size(thresholds.shape)

@@ -202,6 +202,15 @@ def _task(plan, task, lookups, LOOKUPS: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
+def _found(lane, place, first_row, first_number, row, here, width, wide, HAS_LANE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Say where rows of a lookup begin among the stored numbers, and to which vectors they belong."""
+    at = first_number + row.to(tl.int64) * wide
+    if HAS_LANE:
+        at += tl.load(lane + first_row + row, mask=here, other=0) * width
+    return at, tl.load(place + first_row + row, mask=here, other=0)
+
+
+@triton.jit
 def _spread(bits, row, here, column, DIM: tl.constexpr, BYTES: tl.constexpr):  # type: ignore[no-untyped-def]
     """Say for all columns of rows whether they hold a number, and which of the row's it is."""
     within = here[:, None] & (column < DIM)[None, :]
@@ -233,10 +242,7 @@ def _forward(  # type: ignore[no-untyped-def]
     for start in range(task * ROWS, min(task * ROWS + ROWS, count), TILE):
         row = start + tl.arange(0, TILE)
         here = row < count
-        at = first_number + row.to(tl.int64) * wide
-        if HAS_LANE:
-            at += tl.load(lane + first_row + row, mask=here, other=0) * width
-        target = tl.load(place + first_row + row, mask=here, other=0)
+        at, target = _found(lane, place, first_row, first_number, row, here, width, wide, HAS_LANE)
         vector = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
         if matrix < 0:
             holds, number = _places(bits, first_row + row, here, column, width, DIM, BYTES, HAS_BITS)
@@ -281,10 +287,8 @@ def _backward(  # type: ignore[no-untyped-def]
     for start in range(task * ROWS, min(task * ROWS + ROWS, count), TILE):
         row = start + tl.arange(0, TILE)
         here = row < count
-        at = first_number + row.to(tl.int64) * wide
-        if HAS_LANE:
-            at += tl.load(lane + first_row + row, mask=here, other=0) * width
-        source = gradient + tl.load(place + first_row + row, mask=here, other=0)[:, None] * DIM + column[None, :]
+        at, target = _found(lane, place, first_row, first_number, row, here, width, wide, HAS_LANE)
+        source = gradient + target[:, None] * DIM + column[None, :]
         if matrix < 0:
             holds, number = _places(bits, first_row + row, here, column, width, DIM, BYTES, HAS_BITS)
             tl.store(of_stored + at[:, None] + number, tl.load(source, mask=holds), mask=holds)
