@@ -1,15 +1,16 @@
 # make demo    set up, prepare the embedded data, train a small sweep, write the report
-# make test    set up if needed, run every test
+# make test    set up if needed, run what to run before a commit
+# make test-all  the same, and then what sweeps wide: every test there is
 # make lint    format, lint and types
 # make setup   only the environment: .venv/bin/recemb
 PYTHON ?= python3
 DEMO ?= demo
 RECEMB = .venv/bin/recemb
 
-.PHONY: setup demo test lint format help
+.PHONY: setup demo test test-wide test-all lint format help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 setup:
 	@$(PYTHON) tools/setup_env.py
@@ -23,7 +24,12 @@ demo: setup
 	@$(RECEMB) report "$(DEMO)/runs" --out "$(DEMO)/report"
 
 test: setup
-	@.venv/bin/python -m pytest -n auto --dist loadfile
+	@.venv/bin/python -m pytest -n auto --dist loadfile -m "not wide"
+
+test-wide: setup
+	@.venv/bin/python -m pytest -n auto --dist loadfile -m wide
+
+test-all: test test-wide
 
 lint: setup
 	@.venv/bin/ruff format --check .
