@@ -1,8 +1,14 @@
-"""What every test needs: the samples beside the tests, one thread, since processes share few cores, and Ctrl-C."""
+"""What every test needs: the samples beside the tests, one thread, since processes share few cores, and Ctrl-C.
 
+Sums come out alike only on as many threads.
+"""
+
+import os
 import signal
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here and in what the tests start
 
 import torch
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import recemb
+from command_line import recemb, start
 
 from recemb import RecembError, list_tables
 from recemb.cli import main
@@ -314,11 +314,8 @@ def test_flags_may_stand_anywhere(data: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path, stop: signal.Signals):
-    command = [sys.executable, "-m", "recemb", "train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}"]
-    process = subprocess.Popen(
-        [*command, "trainer.epochs=1000", "trainer.patience=100000", "trainer.batch_size=64"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    endless = ["trainer.epochs=1000", "trainer.patience=100000", "trainer.batch_size=64"]
+    process = start("train", f"dataset.path={data}", f"hydra.run.dir={tmp_path}", *endless, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("unfinished/train-best-*")):  # the first evaluation is over
         assert process.poll() is None
@@ -326,8 +323,8 @@ def test_an_interrupted_run_leaves_a_readable_record(data: Path, tmp_path: Path,
         time.sleep(0.05)
     assert record_of(tmp_path)["status"] == "running"
     process.send_signal(stop)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error[-2000:]
+    assert process.wait(60) == 130, process.stderr[-2000:]
+    error = process.stderr
     record = record_of(tmp_path)
     assert record["status"] == "interrupted"
     assert record["training"]["steps"] > 0

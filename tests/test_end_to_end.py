@@ -6,6 +6,7 @@ from pathlib import Path
 import movielens_samples
 import pytest
 from command_line import recemb
+from parameters import mostly_wide
 from torch.distributed.checkpoint import FileSystemReader
 
 from recemb import get_table, list_tables
@@ -40,7 +41,7 @@ def stored_bytes(folder: Path) -> int:
 SHARES = {"pq": 1}  # tables of some ten ids are smaller than the codebooks that would stand for them
 
 
-@pytest.mark.parametrize("model", ["dlrm", "dcn_v2"])
+@pytest.mark.parametrize("model", mostly_wide(["dlrm", "dcn_v2"], "dcn_v2"))
 @pytest.mark.parametrize("method", METHODS)
 def test_bags_of_genres_go_through_every_method(method: str, model: str, ratings: Path, tmp_path: Path):
     data = prepared(ratings, "dataset.genres=true")
@@ -57,6 +58,7 @@ def test_bags_of_genres_go_through_every_method(method: str, model: str, ratings
     assert record["metrics"]["test"]["logloss"] < 0.75
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("method", METHODS)
 def test_raw_ids_train_where_they_are_taken(
     method: str, ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from command_line import recemb
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -101,7 +102,7 @@ def test_a_table_of_one_s_own_goes_through_five_commands(tmp_path: Path):
     commands = re.findall(r"^recemb .*clicks.*", section, re.MULTILINE)
     assert [shlex.split(one)[1] for one in commands] == ["prepare", "inspect", "advise", "train", "report", "export"]
     for command in commands:
-        done = python("-m", *shlex.split(command), cwd=tmp_path)
+        done = recemb(*shlex.split(command)[1:], cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     plan = json.loads((tmp_path / "clicks.json").read_text())
     record = json.loads((tmp_path / "runs" / "clicks" / "first" / "run.json").read_text())

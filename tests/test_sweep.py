@@ -59,6 +59,7 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
     return [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
+@pytest.mark.wide
 def test_a_trade_off_side_by_side_comes_to_the_same_and_goes_on(data: str, tmp_path: Path):
     sweep = ["experiment=tradeoff", data, "table=full,hashing", "budget=1/4,1/64", "seed=0,1", *SMALL]
     done = recemb("train", "-m", *sweep, "hydra.launcher.jobs=2", "hydra.sweep.dir='side by side'", cwd=tmp_path)
@@ -130,7 +131,7 @@ def test_only_impossible_runs_are_a_failure(data: str, tmp_path: Path):
     assert "2 jobs failed" in done.stderr
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.wide)])
 def test_a_stop_leaves_records_that_say_so(data: str, tmp_path: Path, stop: signal.Signals):
     with two_at_a_time(data, "seed=0,1,2", *LONG, cwd=tmp_path) as process:
         until(lambda: len(list(tmp_path.glob("runs/*/events*"))) == 2, process)
@@ -151,6 +152,7 @@ def test_a_stop_leaves_records_that_say_so(data: str, tmp_path: Path, stop: sign
     assert "trainer.steps=None, not 20" in again.stderr
 
 
+@pytest.mark.wide
 def test_a_stop_while_processes_start_ends_them_without_a_word(data: str, tmp_path: Path):
     with two_at_a_time(data, "seed=0,1,2", *LONG, cwd=tmp_path) as process:
         until(lambda: workers(process), process)
@@ -164,6 +166,7 @@ def test_a_stop_while_processes_start_ends_them_without_a_word(data: str, tmp_pa
     assert {one["status"] for one in records(tmp_path / "runs").values()} <= {"interrupted"}
 
 
+@pytest.mark.wide
 def test_a_run_that_is_killed_ends_no_sweep_and_no_other_run(data: str, tmp_path: Path):
     with two_at_a_time(data, "table=full", "seed=0,1,2", *SMALL, cwd=tmp_path) as process:
         until(lambda: len(workers(process)) == 2, process)
@@ -176,6 +179,7 @@ def test_a_run_that_is_killed_ends_no_sweep_and_no_other_run(data: str, tmp_path
     assert [one["status"] for one in records(tmp_path / "runs").values()] == ["completed", "completed"]
 
 
+@pytest.mark.wide
 def test_a_sweep_whose_runs_are_all_killed_ends(data: str, tmp_path: Path):
     killed = set[int]()
     with two_at_a_time(data, "seed=0,1,2,3,4,5,6,7", *LONG, cwd=tmp_path) as process:

@@ -1,13 +1,12 @@
 """`recemb advise`, `plan=` and `table=auto` as their users run them: what is chosen, said, trained and gone on with."""
 
 import json
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import recemb
+from command_line import recemb, start
 
 from recemb.budget import parse_budget
 from recemb.cli import main
@@ -103,12 +102,15 @@ def test_trials_choose_and_what_they_trained_is_the_run(data: Path, tmp_path: Pa
 
 def _killed(command: list[str], cwd: Path, when: Path) -> None:
     """Run a command and kill it as soon as a path exists."""
-    with subprocess.Popen([sys.executable, "-m", "recemb", *command], cwd=cwd, stderr=subprocess.DEVNULL) as process:
-        while not when.exists():
-            assert process.poll() is None
-        process.kill()
+    process = start(*command, cwd=cwd)
+    while not when.exists():
+        assert process.poll() is None, process.stderr
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
 
 
+@pytest.mark.wide
 def test_a_kill_in_a_trial_loses_nothing(data: Path, tmp_path: Path):
     command = ["advise", str(data), "--budget", "1/16", "--trials", "3", *SMALL]
     whole = recemb(*command, "--out", "whole.json", cwd=tmp_path)
@@ -142,6 +144,7 @@ def test_a_kill_in_a_trial_loses_nothing(data: Path, tmp_path: Path):
     assert record["config"]["table"]["plan"] == wanted["table"]["plan"]
 
 
+@pytest.mark.wide
 def test_trials_of_other_options_are_not_taken_for_these(data: Path, tmp_path: Path):
     command = ["advise", str(data), "--budget", "1/16", "--trials", "2", *SMALL]
     _killed([*command, "trainer.lr=0.01"], tmp_path, tmp_path / "plan.json.trials" / "002")
@@ -155,6 +158,7 @@ def test_trials_of_other_options_are_not_taken_for_these(data: Path, tmp_path: P
     assert len(read(tmp_path / "plan.json")["advice"]["tried"]) == 3
 
 
+@pytest.mark.wide
 def test_a_plan_of_any_method_can_be_trained(data: Path, tmp_path: Path):
     planned = recemb(
         "plan",

@@ -182,7 +182,9 @@ def test_an_unlabelled_file(tmp_path, policy):
         prepare(config_of(tmp_path, source), on_bad_rows=policy, progress=False)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", gzip.compress(b"", mtime=0)], ids=["nothing", "blank lines", "nothing in gzip"]
+)
 def test_an_empty_file(tmp_path, content):
     (tmp_path / "train.txt").write_bytes(content)
     with refused(tmp_path, "train.txt is empty"):

@@ -72,6 +72,7 @@ def passes(draw):
     return rows, (batch_size, order, draw(st.booleans()), window), draw(st.integers(1, 12))
 
 
+@pytest.mark.wide
 @settings(max_examples=150, deadline=None)
 @given(passes(), st.data())
 def test_the_shares_put_together_are_the_batch_of_one_process(dataset, drawn, data):

@@ -1,6 +1,5 @@
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -9,14 +8,11 @@ from pathlib import Path
 
 import criteo_samples as samples
 import pytest
+from command_line import server
 
 from recemb.datasets import CriteoConfig, PreparedDataset, SyntheticConfig, prepare
 from recemb.datasets.workspace import workspace
 from recemb.options import RecembError
-
-# A server that has imported everything makes each child process cheap.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["recemb.datasets"])
 
 
 def prepare_in_child(config, largest_file, answers):
@@ -34,8 +30,8 @@ def prepare_in_child(config, largest_file, answers):
 
 
 def start(config, largest_file=0):
-    answers, theirs = processes.Pipe(duplex=False)
-    child = processes.Process(target=prepare_in_child, args=(config, largest_file, theirs))
+    answers, theirs = server.Pipe(duplex=False)
+    child = server.Process(target=prepare_in_child, args=(config, largest_file, theirs))
     child.start()
     theirs.close()
     return child, answers

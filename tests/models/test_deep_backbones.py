@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from model_samples import array, build, layer_norm, numbers_of, specs_of, through
+from parameters import mostly_wide
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tables_samples import make_batch, make_specs
@@ -184,8 +185,8 @@ def test_every_method_trains_below_it(method: str, name: str):
         assert last < first
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("numbers", [0, 3])
+@pytest.mark.parametrize("name", mostly_wide(CONFIGS, "autoint"))
+@pytest.mark.parametrize("numbers", [pytest.param(0, marks=pytest.mark.wide), 3])
 def test_an_exported_program_gives_the_live_logits(name: str, numbers: int, tmp_path: Path):
     specs = specs_of(5)
     live = build(CONFIGS[name], numbers, specs, FullConfig())
@@ -211,6 +212,7 @@ def test_an_exported_program_gives_the_live_logits(name: str, numbers: int, tmp_
         torch.testing.assert_close(onnx(*inputs.values()), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_learns_a_crossing_that_a_linear_model_cannot(name: str):
     random = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from isolated import isolated_python
+from parameters import mostly_wide
 from safetensors.torch import load_file, save_file
 
 import recemb
@@ -25,7 +26,7 @@ from recemb.training.reopen import open_run
 RUNS = ["full_run", "packed_run", "bags_run"]
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=mostly_wide(RUNS, "bags_run"))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run, and what was exported of it."""
     run = request.getfixturevalue(request.param)

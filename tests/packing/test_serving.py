@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parameters import mostly_wide
 from pruned_samples import random_structure
 from tables_samples import VARIANTS, Variant, make_batch, make_specs
 from torch import Tensor
@@ -110,13 +111,15 @@ def check_programs(served: ServingTables, specs: list[TableSpec], folder: Path) 
             torch.testing.assert_close(onnx(*flat), wanted)
 
 
-@pytest.mark.parametrize("variant", ONCE, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", mostly_wide(ONCE, "full", "compositional", name=lambda variant: variant.name))
 def test_programs_give_the_eager_vectors(variant: Variant, tmp_path: Path):
     specs = specs_in("int4" if variant.method == "full" else "int8")
     check_programs(live_and_served(specs, fitted(variant, specs))[1], specs, tmp_path)
 
 
-@pytest.mark.parametrize(("unit", "share", "pruned"), [STRUCTURES[1], STRUCTURES[2]])
+@pytest.mark.parametrize(
+    ("unit", "share", "pruned"), [STRUCTURES[1], pytest.param(*STRUCTURES[2], marks=pytest.mark.wide)]
+)
 def test_programs_of_packed_structures_give_the_eager_vectors(unit: str, share: float, pruned: str, tmp_path: Path):
     specs = specs_in("int8")
     check_programs(live_and_served(specs, structured(specs, unit, share, pruned))[1], specs, tmp_path)

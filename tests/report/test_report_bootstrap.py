@@ -181,21 +181,25 @@ WORLDS = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
 def test_its_intervals_hold_the_known_difference_as_often_as_they_say(world):
     assert NOMINAL[0] <= world.share_of_intervals(ours, world.difference) <= NOMINAL[1]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("metric", ["auc", "logloss"])
 def test_equal_methods_are_told_apart_one_time_in_twenty(metric):
     told_apart = 1 - World().share_of_intervals(ours, 0.0, metric)
     assert 1 - NOMINAL[1] <= told_apart <= 1 - NOMINAL[0]
 
 
+@pytest.mark.wide
 def test_a_real_difference_is_found():
     assert World(distances=(1.8, 1.0), seeds=5).share_of_intervals(ours, 0.0) < 0.2
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("interval", "world"),
     [

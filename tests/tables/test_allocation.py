@@ -69,6 +69,7 @@ def random_worths(seed: int, tables: int = 2, dim: int = 2) -> list[Worth]:
     return worths
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("seed", range(12))
 def test_no_plan_is_much_better(seed: int):
     worths = random_worths(seed)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_ranks
 from tables_samples import VARIANTS
-from together import torchrun
 
 # After five steps, whatever is compared: losses, rows, other weights, moments and accumulators; and what is saved.
 TOLERANCE = 1e-6
@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[dict[str, Any]]]:
     """What each process found in each case."""
-    done = torchrun(2, str(Path(__file__).parent / "parity_worker.py"), "chosen")
+    done = run_ranks(2, "chosen", cwd=Path(__file__).parent, script=str(Path(__file__).parent / "parity_worker.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not pipelined" not in done.stderr  # which torchrec leaves at a warning
     cases = defaultdict(list)

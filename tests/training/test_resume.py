@@ -1,11 +1,8 @@
 """A run that is killed goes on from its last state, on as many processes as there are, and comes to the same."""
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +26,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"dataset.path='{path}'"
 
 
-def run(command: list[str], cwd: Path, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, preexec_fn=before
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
 def record(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
@@ -51,7 +39,9 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return found["metrics"], found["training"], (folder / "predictions.parquet").read_bytes()
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-processes"])
+@pytest.fixture(
+    scope="module", params=[1, pytest.param(2, marks=pytest.mark.wide)], ids=["one-process", "two-processes"]
+)
 def undisturbed(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory):
     """Processes, the options of a run, and the folder of one that nobody disturbed, named by default."""
     cwd = tmp_path_factory.mktemp("undisturbed")
@@ -59,7 +49,7 @@ def undisturbed(request: pytest.FixtureRequest, data: str, tmp_path_factory: pyt
     options = ["dataset=synthetic", data, "table=mixed_dimension", "model.embedding_dim=30", *OPTIONS]
     if request.param > 1:
         options.append("trainer.sharding=auto")
-    run(training(request.param, *options), cwd)
+    training(request.param, *options).run(cwd)
     (folder,) = (cwd / "runs").iterdir()  # processes do not make a folder each
     return request.param, options, folder
 
@@ -69,12 +59,13 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(undisturbed, tmp_path: Path)
     folder = tmp_path / "a killed run"
     # Overlapping steps change nothing of what comes out.
     pipeline = ["trainer.pipeline=true"] if processes > 1 else []
-    start = training(processes, *options, *STATES, *pipeline, f"hydra.run.dir='{folder}'")
+    begin = training(processes, *options, *STATES, *pipeline, f"hydra.run.dir='{folder}'")
     again = training(processes, f"resume={folder}", *pipeline)
+    begin, again = (command._replace(by_torchrun=processes > 1) for command in (begin, again))
     child = processes - 1 if processes > 1 else None
     # Once while a state is being written, once between two, once while the best weights are written.
     for command, moment in (
-        (start, "train-state-000000006.partial"), (again, "train-state-000000012"), (again, "train-best-*.partial"),
+        (begin, "train-state-000000006.partial"), (again, "train-state-000000012"), (again, "train-best-*.partial"),
     ):  # fmt: skip
         said, seconds = kill_when(folder / "unfinished" / moment, command, tmp_path, child=child)
         assert seconds < 60
@@ -82,7 +73,7 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(undisturbed, tmp_path: Path)
         if child is not None:
             assert "Signal 9 (SIGKILL)" in said  # torchrun tells why it takes the others down
         assert len(list((folder / "unfinished").glob("train-state-*[0-9]"))) <= 3
-    run(again, tmp_path)
+    again.run(tmp_path)
     assert outcome(folder) == outcome(alone)
 
 
@@ -96,13 +87,14 @@ def test_other_numbers_of_processes_may_go_on(data: str, undisturbed, tmp_path: 
     kill_when(folder / "unfinished" / "train-state-000000006", begin, tmp_path, child=1)
     alone_again = training(1, f"resume={folder}")
     kill_when(folder / "unfinished" / "train-state-000000015", alone_again, tmp_path)
-    run(training(2, f"resume={folder}", "trainer.sharding=row_wise"), tmp_path)
+    training(2, f"resume={folder}", "trainer.sharding=row_wise").run(tmp_path)
     found, wanted = record(folder), record(alone)
     assert found["training"] == wanted["training"]
     for split in ("valid", "test"):
         assert found["metrics"][split] == pytest.approx(wanted["metrics"][split], abs=1e-5)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("stage", ["supernet", "train"])
 @pytest.mark.parametrize("table", ["optembed", "pep"])
 def test_stages_go_on_in_the_middle(data: str, tmp_path: Path, table: str, stage: str):
@@ -110,10 +102,10 @@ def test_stages_go_on_in_the_middle(data: str, tmp_path: Path, table: str, stage
     options = ["dataset=synthetic", data, f"table={table}", "table.ramp=1", *OPTIONS]
     options += ["table.rounds=1", "table.mutants=2", "table.crossovers=1"] if table == "optembed" else []
     alone, folder = tmp_path / "alone", tmp_path / "broken"
-    run(training(1, *options, f"hydra.run.dir='{alone}'"), tmp_path)
+    training(1, *options, f"hydra.run.dir='{alone}'").run(tmp_path)
     begin = training(1, *options, *STATES, f"hydra.run.dir='{folder}'")
     kill_when(folder / "unfinished" / f"{stage}-state-000000012", begin, tmp_path)
-    run(training(1, f"resume={folder}"), tmp_path)
+    training(1, f"resume={folder}").run(tmp_path)
     assert outcome(folder) == outcome(alone)
     assert record(folder)["structure"] == record(alone)["structure"]
 
@@ -125,7 +117,7 @@ def test_a_state_that_does_not_fit_the_disk_costs_nothing_but_itself(data: str, 
     weights = max(path.stat().st_size for path in (alone / "checkpoint").iterdir())
     # Room for the weights, and not for the moments of Adam beside them.
     small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (weights + 1000, weights + 1000))
-    done = run(training(1, *options, *STATES, f"hydra.run.dir='{tmp_path / 'run'}'"), tmp_path, small)
+    done = training(1, *options, *STATES, f"hydra.run.dir='{tmp_path / 'run'}'").run(tmp_path, small)
     assert "training goes on, but its state could not be kept" in done.stderr
     assert "File too large" in done.stderr
     assert outcome(tmp_path / "run") == outcome(alone)
@@ -142,7 +134,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(data: str, undisturbed, tmp
     (file,) = newest.glob("*.distcp")
     file.write_bytes(file.read_bytes()[:1000])
     shutil.copytree(folder, tmp_path / "both damaged")
-    done = run(training(1, f"resume={folder}"), tmp_path)
+    done = training(1, f"resume={folder}").run(tmp_path)
     assert f"the state in {newest} cannot be read. Trying the one before." in done.stderr
     assert outcome(folder) == outcome(alone)
     for file in (tmp_path / "both damaged" / "unfinished").glob("train-state-*/*.distcp"):
@@ -164,7 +156,7 @@ def test_what_began_with_overwrite_can_be_gone_on_with(data: str, tmp_path: Path
     kill_when(
         folder / "unfinished" / "train-state-000000006", training(1, *options, f"hydra.run.dir='{folder}'"), tmp_path
     )
-    run(training(1, f"resume={folder}"), tmp_path)
+    training(1, f"resume={folder}").run(tmp_path)
     assert record(folder)["status"] == "completed"
 
 

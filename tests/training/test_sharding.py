@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import recemb
+from command_line import recemb, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables_samples import make_specs
-from together import recemb_together
 
 from recemb import RecembError, TableSpec, get_table
 from recemb.config import PlanConfig
@@ -135,7 +134,7 @@ def test_a_plan_for_several_processes_shares():
 )
 def test_a_mistake_is_told_and_ends_all_processes(tmp_path: Path, options: list[str], sentence: str):
     small = [] if "dataset=criteo" in options else ["dataset.rows=2000", f"dataset.path={tmp_path}/rows"]
-    done = recemb_together(2, "train", *options, *small, cwd=tmp_path)
+    done = run_ranks(2, "train", *options, *small, cwd=tmp_path)
     assert done.returncode != 0
     assert sentence in done.stderr
     assert "recemb (process" in done.stderr

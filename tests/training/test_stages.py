@@ -1,11 +1,8 @@
 """Runs of several stages: what they leave, that they go on where they were broken off, and end as if they had not."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import recemb, start
+from parameters import mostly_wide
 from pruned_samples import masked_full
 
 from recemb import CompressedEmbeddingBagCollection
@@ -115,22 +114,17 @@ def test_packed_logits_are_those_of_the_masked_model(data: Path, tmp_path: Path,
 
 def killed_when(arrives: Path, command: list[str], cwd: Path) -> None:
     """Start a run, and kill it without warning as soon as a file or folder is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recemb", *command],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # sums come out alike only on as many threads
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(*command, cwd=cwd)
     deadline = time.monotonic() + 120
     while not arrives.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
 
 
-@pytest.mark.parametrize("moment", ["stages/supernet", "stages/search.jsonl", "kept.parquet", "checkpoint"])
+@pytest.mark.parametrize(
+    "moment", mostly_wide(["stages/supernet", "stages/search.jsonl", "kept.parquet", "checkpoint"], "kept.parquet")
+)
 def test_a_killed_run_goes_on_and_ends_the_same(moment: str, data: Path, tmp_path: Path):
     """Killed while or after each stage, then resumed, against the same run left alone: same structure, same metrics."""
     alone, broken = tmp_path / "alone", tmp_path / "broken off"
@@ -151,6 +145,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(moment: str, data: Path, tmp_pat
     )
 
 
+@pytest.mark.wide
 def test_a_search_goes_on_with_what_it_has_evaluated(data: Path, tmp_path: Path):
     command = arguments(data, tmp_path, "optembed", "budget=1/4")
     assert main(command) == 0
@@ -192,9 +187,7 @@ def test_an_empty_folder_is_simply_run(data: Path, tmp_path: Path):
 
 def test_stages_are_announced(data: Path, tmp_path: Path):
     command = arguments(data, tmp_path, "optembed", "budget=1/4")
-    done = subprocess.run(
-        [sys.executable, "-m", "recemb", *command], capture_output=True, text=True, check=False, env=os.environ
-    )
+    done = recemb(*command, cwd=tmp_path)
     assert done.returncode == 0
     told = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("stage ")]
     assert told == [
@@ -218,6 +211,7 @@ def test_the_paper_s_mode_runs_without_a_budget(data: Path, tmp_path: Path):
     assert record["kept"] < 1
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("damage", ["removed", "cut short"])
 def test_a_stage_whose_weights_are_damaged_is_done_again(damage: str, data: Path, tmp_path: Path):
     command = arguments(data, tmp_path, "optembed", "budget=1/4")
@@ -241,6 +235,7 @@ def test_candidates_need_rows_of_both_classes(data: Path, tmp_path: Path, capsys
     assert "the 1 validation rows that candidates are judged by are all of one class" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_seconds_are_those_of_all_stages(data: Path, tmp_path: Path):
     command = arguments(data, tmp_path, "optembed", "budget=1/4")
     killed_when(tmp_path / "kept.parquet", command, tmp_path)

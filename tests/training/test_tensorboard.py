@@ -11,7 +11,7 @@ import torch
 from movielens_samples import MovieLens1MConfig, make, write
 from tables_samples import VARIANTS, Variant, make_specs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from together import recemb_together
+from together import training
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, get_table
@@ -222,8 +222,7 @@ def test_sharded_tables_show_the_same(data: Path, tmp_path: Path):
     """All processes look up, and one writes, while the next batches wait in torchrec's pipeline."""
     options = ["table=compositional", "budget=1/4", "trainer.projector=C3", f"dataset.path={data}", *SMALL]
     sharding = ["trainer.sharding=row_wise", "trainer.pipeline=true"]
-    done = recemb_together(2, "train", *options, *sharding, f"hydra.run.dir={tmp_path}/two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    training(2, *options, *sharding, f"hydra.run.dir={tmp_path}/two").run(tmp_path)
     run = open_run(tmp_path / "two")
     vectors, lines = projected(tmp_path / "two", "C3")
     wanted = vectors_of(run.built.tables, {"C3": torch.arange(len(lines))}, CPU)["C3"]

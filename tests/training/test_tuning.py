@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from command_line import recemb
 from pyarrow import ipc
-from together import kill_when, recemb_together, training
+from together import kill_when, training
 
 from recemb.cli import main
 from recemb.config import run_config_from_dict
@@ -137,6 +137,7 @@ def test_trials_are_measured_as_they_will_be_served(data: Path, tmp_path: Path):
     assert found["metrics"]["valid"] == found["tuning"]["tried"][found["tuning"]["best"]["trial"] - 1]["valid"]
 
 
+@pytest.mark.wide
 def test_a_killed_run_comes_to_the_same(tuned: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "broken off"
     command = training(1, *options(data, folder, "tune.trials=6", *STATES))
@@ -213,6 +214,7 @@ def test_what_the_best_trial_trained_is_taken_over(stopped: str, tuned: Path, da
     assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == LEFT_BY_A_RUN
 
 
+@pytest.mark.wide
 def test_a_trial_has_all_stages(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     own = ("table=pep", "table.ramp=1", "trainer.epochs=2")
     found = train(data, tmp_path / "tuned", *own, "tune.trials=3")
@@ -254,6 +256,7 @@ def test_where_all_break_the_run_says_so(data: Path, tmp_path: Path, capsys: pyt
     assert len(record(tmp_path / "run")["tuning"]["tried"]) == 2
 
 
+@pytest.mark.wide
 def test_processes_together_try_the_same_rates(data: Path, tmp_path: Path):
     """In two processes whose steps overlap, one of which is killed, and with rates that break the loss."""
     alone = train(data, tmp_path / "alone", *BROKEN, "tune.trials=3")
@@ -261,8 +264,7 @@ def test_processes_together_try_the_same_rates(data: Path, tmp_path: Path):
     folder = tmp_path / "together"
     command = training(2, *options(data, folder, *own, *STATES))
     kill_when(folder / "tuning" / "002", command, tmp_path, child=1)
-    done = recemb_together(2, "train", *options(data, folder, *own, "resume=true"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    training(2, *options(data, folder, *own, "resume=true")).run(tmp_path)
     found = record(folder)
     for ours, theirs in zip(found["tuning"]["tried"], alone["tuning"]["tried"], strict=True):
         assert (ours["lr"], ours["table_lr"]) == (theirs["lr"], theirs["table_lr"])
@@ -273,6 +275,7 @@ def test_processes_together_try_the_same_rates(data: Path, tmp_path: Path):
     assert found["tuning"]["best"] == alone["tuning"]["best"]
 
 
+@pytest.mark.wide
 def test_a_sweep_tunes_every_run_alike_and_goes_on(data: Path, tmp_path: Path):
     sweep = ["-m", "experiment=tuned_tradeoff", f"dataset.path='{data}'", "table=hashing,frequency", "budget=1/4",
              "seed=0", "tune.trials=2", "hydra.launcher.jobs=2", *SMALL]  # fmt: skip
