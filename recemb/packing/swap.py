@@ -1,21 +1,22 @@
 """Compresses the tables of any PyTorch model in place: nn.Embedding, nn.EmbeddingBag and torchrec's collections."""
 
-import fnmatch
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from recemb.budget import format_bytes
 from recemb.options import RecembError
 from recemb.packing.serving import ServingTables
-from recemb.packing.standins import CompressedCollection, CompressedEmbedding, CompressedEmbeddingBag
+from recemb.packing.standins import CompressedEmbedding, CompressedEmbeddingBag, CompressedLinear
+from recemb.packing.ties import COLLECTIONS, Target, find_targets
+from recemb.packing.torchrec_standins import CompressedCollection, CompressedUnpooledCollection
 from recemb.plan import sized
-from recemb.tables.base import TableSpec, total_full_bytes
+from recemb.tables.base import TableSpec
 from recemb.tables.precision import check_precision
 from recemb.tables.registry import check_approximates, config_from_dict
 
@@ -47,10 +48,11 @@ class Swapped(NamedTuple):
     Attributes:
         name: its name in the model.
         table: the method.
-        bytes_before: of its weights.
+        bytes_before: of its weights, as the model held them.
         bytes_after: every byte that serving needs now.
         error: root of the mean squared difference of a vector's entries, over the root of their mean square; ids count
             as often as they are looked up where counts were given.
+        tied: other names of the module, and of modules that hold the same weight.
     """
 
     name: str
@@ -58,12 +60,15 @@ class Swapped(NamedTuple):
     bytes_before: int
     bytes_after: int
     error: float
+    tied: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = (format_bytes(size) for size in (self.bytes_before, self.bytes_after))
         smaller = self.bytes_before / self.bytes_after
+        also = f" (also {', '.join(self.tied)})" if self.tied else ""
         return (
-            f"{self.name}: {self.table}, {before} -> {after} ({smaller:.3g}x smaller), relative error {self.error:.4f}"
+            f"{self.name}{also}: {self.table}, {before} -> {after} ({smaller:.3g}x smaller), relative error "
+            f"{self.error:.4f}"
         )
 
 
@@ -76,13 +81,17 @@ def compress(
 ) -> list[Swapped]:
     """Replace a model's tables by compressed ones that give nearly the same vectors, without training.
 
-    The new modules take the same inputs and give the same shapes; their rows are no parameters any more, so they serve
-    and do not learn. Gradients still reach whatever is behind them. How near the vectors are is in the result: look at
-    it, for a method that does not suit a table may lose most of it.
+    The new modules take the same inputs and give the same shapes, in the model's dtype and on its device; their rows
+    are no parameters any more, so they serve and do not learn. Gradients still reach whatever is behind them. Their
+    `weight` can be read: all vectors, made anew each time. How near the vectors are is in the result: look at it, for a
+    method that does not suit a table may lose most of it.
+
+    A module is replaced under all of its names. Tables that hold one weight are compressed together or not at all, and
+    a linear layer that is tied to a table scores against the compressed one.
 
     Args:
-        model: any module with `nn.Embedding`, `nn.EmbeddingBag` (sum or mean) or torchrec `EmbeddingBagCollection`
-            inside; it is changed in place.
+        model: any module with `nn.Embedding`, `nn.EmbeddingBag` (sum or mean) or torchrec's `EmbeddingBagCollection`,
+            `FusedEmbeddingBagCollection` or `EmbeddingCollection` inside; it is changed in place.
         plan: how to hold the tables, by patterns of module names (`*.emb_*`, as in a shell), the first that matches
             counts; one `Packing` alone is for all of them.
         counts: how often each id was looked up, (V,) by name: the module's, or module.table of a collection. Popular
@@ -94,57 +103,64 @@ def compress(
         What was replaced.
 
     Raises:
-        RecembError: nothing matches, a budget cannot be met, a method cannot be made from trained tables, or a module
-            cannot be compressed; the model is then as it was.
+        RecembError: model or plan are of another kind, nothing matches, a budget cannot be met, a method cannot be made
+            from trained tables, or a module cannot be compressed; the model is then as it was.
 
     Example::
 
         model = nn.Sequential(nn.EmbeddingBag(100_000, 16), nn.Linear(16, 1))
         compress(model, {"0": Packing(table="low_rank", budget="1/8", precision="int8")})
     """
-    patterns = {"*": plan} if isinstance(plan, Packing) else dict(plan)
-    found = [
-        (name, module) for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, _KINDS)
-    ]
-    chosen = [
-        (name, module, packing)
-        for name, module in found
-        if not any(name.startswith(f"{outer}.") for outer, one in found if isinstance(one, EmbeddingBagCollection))
-        if (packing := next((one for key, one in patterns.items() if fnmatch.fnmatchcase(name, key)), None))
-    ]
-    names = ", ".join(name or "(the model itself)" for name, _ in found) or "none"
-    for key in patterns:
-        if not any(fnmatch.fnmatchcase(name, key) for name, _, _ in chosen):
-            raise RecembError(f"no table of the model is called like {key!r}; its tables: {names}.")
-    if any(name == "" for name, _, _ in chosen):
-        raise RecembError("the model itself is a table and cannot be replaced in place; put it into a module.")
+    if not isinstance(model, nn.Module):
+        raise RecembError(f"model is a {type(model).__name__}; give the nn.Module that holds the tables.")
+    targets = find_targets(model, _patterns(plan))
     # All are made before the first one is put in, so that an error leaves the model as it was.
-    _check_counts(counts or {}, chosen)
-    used = Counter(id(one) for module in model.modules() for one in module._parameters.values() if one is not None)
-    made: dict[int, nn.Module] = {}
+    _check_counts(counts or {}, targets)
+    replacements: list[tuple[str, nn.Module]] = []
     report = []
-    for name, module, packing in chosen:
-        _refuse_what_would_be_lost(name, module, used)
-        if id(module) not in made:
-            replacement, swapped = _packed(name, module, packing, counts or {}, seed)
-            made[id(module)] = replacement.train(module.training)
-            report.append(swapped)
-    for name, module, _ in chosen:
+    for target in targets:
+        tables, swapped = _compressed(target, counts or {}, seed)
+        report.append(swapped)
+        holders = [(target.module, target.names), *target.tied]
+        zero_row = _zero_row([module for module, _ in holders])
+        for module, names in holders:
+            replacement = _stand_in(module, tables, zero_row).train(module.training)
+            replacements += [(name, replacement) for name in names]
+    for name, replacement in replacements:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made[id(module)])
+        setattr(model.get_submodule(parent), child, replacement)
     return report
 
 
-_KINDS = (nn.Embedding, nn.EmbeddingBag, EmbeddingBagCollection)
 _ORDERED = ("frequency", "mixed_dimension", "magnitude")
 """Methods that take counts only of ids that are numbered by them."""
 
 
-def _packed(
-    name: str, module: nn.Module, packing: Packing, counts: Mapping[str, Tensor], seed: int
-) -> tuple[nn.Module, Swapped]:
-    """Make the module that takes another one's place."""
-    specs, weights = _tables_of(name, module, packing, counts)
+def _patterns(plan: object) -> dict[str, Packing]:
+    """Return a plan as packings by pattern."""
+    if isinstance(plan, Packing):
+        return {"*": plan}
+    if not isinstance(plan, Mapping):
+        raise RecembError(
+            f"plan is a {type(plan).__name__}; give a Packing, such as Packing(precision='int8'), or a dict of them by "
+            "patterns of module names."
+        )
+    for key, packing in plan.items():
+        if not isinstance(key, str) or not isinstance(packing, Packing):
+            raise RecembError(
+                f"plan holds {packing!r} for {key!r}; it takes a Packing for each pattern of module names, such as "
+                "{'*emb*': Packing(precision='int8')}."
+            )
+    if not plan:
+        raise RecembError("plan names no table; give a Packing for each pattern of module names.")
+    return dict(plan)
+
+
+def _compressed(target: Target, counts: Mapping[str, Tensor], seed: int) -> tuple[ServingTables, Swapped]:
+    """Make the tables that take a module's place."""
+    name, packing = target.name, target.packing
+    specs, held = _tables_of(name, target.module, packing, counts)
+    weights = [weight.float().cpu() for weight in held]
     config = config_from_dict({"name": packing.table, **packing.options})
     check_approximates(config)
     if packing.table in ("frequency", "mixed_dimension") and any(spec.counts is None for spec in specs):
@@ -154,45 +170,59 @@ def _packed(
         )
     made = sized(config, packing.budget, specs)
     tables = ServingTables(*made.approximate(specs, weights, seed)[:2])
+    relative = _relative_error(tables, specs, weights)
+    before = sum(weight.nbytes for weight in held)
+    swapped = Swapped(name, packing.table, before, tables.serving_bytes, relative, tuple(target.other_names))
+    return tables.to(held[0].device), swapped
+
+
+def _relative_error(tables: ServingTables, specs: Sequence[TableSpec], weights: Sequence[Tensor]) -> float:
     error = size = 0.0
     with torch.no_grad():
         for index, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
             popularity = spec.popularity.unsqueeze(1)
             error += float(((tables.vectors(index, torch.arange(len(weight))) - weight).square() * popularity).sum())
             size += float((weight.square() * popularity).sum())
-    relative = (error / size) ** 0.5 if size else 0.0
-    swapped = Swapped(name, packing.table, total_full_bytes(specs), tables.serving_bytes, relative)
-    if isinstance(module, EmbeddingBagCollection):
-        return CompressedCollection(tables, module.embedding_bag_configs(), module.is_weighted()), swapped
+    return (error / size) ** 0.5 if size else 0.0
+
+
+def _stand_in(module: nn.Module, tables: ServingTables, zero_row: int | None) -> nn.Module:
+    """Make the module that takes another one's place; one row may have to stay zero."""
+    if isinstance(module, EmbeddingCollection):
+        return CompressedUnpooledCollection(tables, module.embedding_configs(), module.need_indices())
+    if isinstance(module, EmbeddingBagCollection | FusedEmbeddingBagCollection):
+        return CompressedCollection(tables, module.embedding_bag_configs(), module.is_weighted())
     if isinstance(module, nn.EmbeddingBag):
-        return CompressedEmbeddingBag(tables, module.mode, module.include_last_offset, module.padding_idx), swapped
+        return CompressedEmbeddingBag(
+            tables, module.mode, module.include_last_offset, module.padding_idx, module.weight, zero_row
+        )
+    if isinstance(module, nn.Linear):
+        return CompressedLinear(tables, module.bias, module.weight, zero_row)
     assert isinstance(module, nn.Embedding)
-    padding = module.padding_idx
-    # Unless somebody has given the padding id a vector.
-    padding = None if padding is not None and bool(module.weight[padding].any()) else padding
-    return CompressedEmbedding(tables, padding), swapped
+    return CompressedEmbedding(tables, module.padding_idx, module.weight, zero_row)
+
+
+def _zero_row(modules: Sequence[nn.Module]) -> int | None:
+    """Return the padding id of tables that hold one weight, unless somebody has given it a vector."""
+    for module in modules:
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            return None if bool(module.weight[module.padding_idx].any()) else module.padding_idx
+    return None
 
 
 def _tables_of(
     name: str, module: nn.Module, packing: Packing, counts: Mapping[str, Tensor]
 ) -> tuple[list[TableSpec], list[Tensor]]:
-    """Describe a module's tables, and give their weights (V, D)."""
-    if isinstance(module, EmbeddingBagCollection):
-        weights = [bag.weight for bag in module.embedding_bags.values()]
-        parts = [(one.name, one.feature_names, f"{name}.{one.name}") for one in module.embedding_bag_configs()]
+    """Describe a module's tables, and give their weights (V, D) as it holds them."""
+    if isinstance(module, COLLECTIONS):
+        parts = _configs_of(module)
+        inner = module.embeddings if isinstance(module, EmbeddingCollection) else module.embedding_bags
+        described = [(one.name, one.feature_names, f"{name}.{one.name}", inner[one.name].weight) for one in parts]
     else:
-        if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
-            raise RecembError(f"{name} takes the largest of a bag's vectors; only sums and means can be compressed.")
-        if module.max_norm is not None:
-            raise RecembError(f"{name} renormalises its rows (max_norm), which compressed tables do not.")
-        weights, parts = [module.weight], [("table", ["table"], name)]
+        described = [("table", ["table"], name, module.weight)]
     specs: list[TableSpec] = []
-    for weight, (table, features, full_name) in zip(weights, parts, strict=True):
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise RecembError(
-                f"{full_name} holds {weight.dtype} on {weight.device.type}; compress a float32 model on the CPU, and "
-                "move it afterwards."
-            )
+    for table, features, full_name, weight in described:
+        _check_weight(full_name, weight)
         count = torch.as_tensor(counts[full_name]).long() if full_name in counts else None
         if count is not None and count.shape != weight.shape[:1]:
             raise RecembError(f"counts of {full_name} have shape {tuple(count.shape)}, not ({weight.shape[0]},).")
@@ -203,36 +233,42 @@ def _tables_of(
                 counts=count if ordered else None, looked_up=None if ordered else count, precision=packing.precision,
             )
         )  # fmt: skip
-    return specs, [weight.detach() for weight in weights]
+    return specs, [weight.detach() for *_, weight in described]
 
 
-def _check_counts(counts: Mapping[str, Tensor], chosen: list[tuple[str, nn.Module, Packing]]) -> None:
+def _check_weight(name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise RecembError(f"{name} has no values yet (it is on the meta device); load the weights before compressing.")
+    if not weight.is_floating_point():
+        raise RecembError(f"{name} holds {weight.dtype}; only tables of floats can be compressed.")
+    if not bool(torch.isfinite(weight).all()):
+        raise RecembError(f"{name} holds NaN or infinite numbers, from a training that diverged; it is left as it is.")
+
+
+def _configs_of(module: nn.Module) -> list[Any]:
+    """The configs of a collection's tables."""
+    if isinstance(module, EmbeddingCollection):
+        return list(module.embedding_configs())
+    configs = list(module.embedding_bag_configs())  # type: ignore[operator]
+    if isinstance(module, FusedEmbeddingBagCollection) and len({(one.pooling, one.data_type) for one in configs}) > 1:
+        raise RecembError(
+            "a FusedEmbeddingBagCollection whose tables differ in pooling or data type gives its features in an order "
+            "of its own; split it into one collection for each."
+        )
+    return configs
+
+
+def _check_counts(counts: Mapping[str, Tensor], targets: Sequence[Target]) -> None:
     known = []
-    for name, module, _ in chosen:
-        collected = module.embedding_bag_configs() if isinstance(module, EmbeddingBagCollection) else None
-        known += [name] if collected is None else [f"{name}.{one.name}" for one in collected]
+    for target in targets:
+        name, module = target.name, target.module
+        known += [f"{name}.{one.name}" for one in _configs_of(module)] if isinstance(module, COLLECTIONS) else [name]
     for name, count in counts.items():
         if name not in known:
             raise RecembError(f"counts are given for {name!r}, which is none of the tables: {', '.join(known)}.")
         values = torch.as_tensor(count)
         if values.is_floating_point() or values.is_complex() or bool((values < 0).any()):
             raise RecembError(f"counts of {name} must be whole numbers that are not negative, not {values.dtype}.")
-
-
-def _refuse_what_would_be_lost(name: str, module: nn.Module, used: Mapping[int, int]) -> None:
-    """Raise where a module does more than look up, or where others hold its weight too."""
-    (kind,) = [kind for kind in _KINDS if isinstance(module, kind)]
-    hooks = (module._forward_hooks, module._forward_pre_hooks, getattr(module, "parametrizations", None))
-    if type(module).forward is not kind.forward or any(hooks):
-        raise RecembError(
-            f"{name} ({type(module).__name__}) does more than a {kind.__name__} does, by a forward of its own, hooks "
-            "or parametrizations, which would be lost; leave it out of the plan."
-        )
-    if any(used[id(one)] > 1 for one in module.parameters()):
-        raise RecembError(
-            f"the weight of {name} is also that of another module, which would keep it, so that nothing would be "
-            "saved; leave it out of the plan, or untie them."
-        )
 
 
 @dataclass(kw_only=True)
