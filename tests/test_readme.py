@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from command_line import recemb
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def test_the_swapped_model_prints_what_it_says(tmp_path: Path):
     assert [line[:-2] for line in done.stdout.splitlines()] == wanted, done.stderr[-2000:]
 
 
+@pytest.mark.wide
 def test_the_new_method_passes_the_contract_and_trains(tmp_path: Path):
     """The section's one file and one line, in a copy of the project."""
     for name in ("recemb", "conf", "tests", "pyproject.toml"):
@@ -85,6 +87,7 @@ def test_the_python_commands_it_shows_exist():
     assert shown == {"plan", "prepare", "inspect", "advise", "train", "compress", "export", "report"}
 
 
+@pytest.mark.wide
 def test_a_table_of_one_s_own_goes_through_five_commands(tmp_path: Path):
     """Five columns, one of several values, through the commands as they are shown."""
     random = np.random.default_rng(0)

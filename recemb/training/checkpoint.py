@@ -1,4 +1,4 @@
-"""Tensors of a run on disk, in torch.distributed.checkpoint's form: whole or absent, whoever wrote them.
+"""Tensors of a run on disk, as safetensors: whole or absent, whoever wrote them.
 
 What is saved has the same names and shapes in one process and in many, so that any number of them can read it.
 """
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from recemb.options import RecembError
 from recemb.training.processes import ToldElsewhereError, is_first, on_first, world_size
+from recemb.training.tensor_files import TensorsOnlyPlanner, tensor_reader, tensor_writer
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -53,7 +54,7 @@ def save_tensors(tensors: dict[str, Any], folder: Path, note: str | None = None)
     on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
     try:
         with _quiet():
-            dcp.save(tensors, checkpoint_id=partial, no_dist=world_size() == 1)
+            dcp.save(tensors, storage_writer=tensor_writer(partial), no_dist=world_size() == 1)
         on_first(lambda: _put_in_place(partial, folder, note))
     except ToldElsewhereError:
         raise
@@ -82,7 +83,8 @@ def load_tensors(tensors: dict[str, Any], folder: Path, otherwise: str) -> None:
         folder = replaced  # broken off between the two renames that put a new one in its place
     try:
         with _quiet():
-            dcp.load(tensors, checkpoint_id=folder, no_dist=world_size() == 1)
+            reader, planner = tensor_reader(folder), TensorsOnlyPlanner()
+            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=world_size() == 1)
     except (CheckpointException, Exception) as error:  # the first is no Exception of Python's
         _pass_interrupts_on(error)
         raise RecembError(otherwise.format(folder=folder)) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from parameters import mostly_wide
 from tables_samples import VARIANTS, Variant, make_batch, make_specs
 
 from recemb import CompressedEmbeddingBagCollection, FusedOptimizer, RecembError
@@ -53,7 +54,7 @@ def ahead_threads() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name.startswith("ahead")]
 
 
-@pytest.mark.parametrize("name", ["hashing", "mixed_dimension", "pep", "optembed"])
+@pytest.mark.parametrize("name", mostly_wide(["hashing", "mixed_dimension", "pep", "optembed"], "mixed_dimension"))
 def test_a_run_is_the_same_to_the_last_bit(name: str, data: Path, tmp_path: Path, asked: Counter[str]):
     search = (
         ["table.rounds=1", "table.mutants=2", "table.crossovers=1", "table.parents=2"] if name == "optembed" else []

@@ -7,16 +7,27 @@ from typing import Any
 
 import pytest
 from command_line import run_ranks
+from parameters import mostly_wide
 from tables_samples import VARIANTS
 
 # After five steps, whatever is compared: losses, rows, other weights, moments and accumulators; and what is saved.
 TOLERANCE = 1e-6
 
 
+# Before a commit: one method whose lookups are blocks of ids, one whose are several, and one that is still pruned.
+FEW = ["mixed_dimension", "compositional", "pep"]
+each_variant = pytest.mark.parametrize("variant", mostly_wide(VARIANTS, *FEW, name=lambda variant: variant.name))
+each_sharding = pytest.mark.parametrize(
+    "sharding", mostly_wide(["auto", "table_wise", "row_wise", "column_wise", "data_parallel"], "row_wise")
+)
+
+
 @pytest.fixture(scope="module")
-def found() -> dict[str, list[dict[str, Any]]]:
-    """What each process found in each case."""
-    done = run_ranks(2, "chosen", cwd=Path(__file__).parent, script=str(Path(__file__).parent / "parity_worker.py"))
+def found(request: pytest.FixtureRequest) -> dict[str, list[dict[str, Any]]]:
+    """What each process found in each case; of a few cases where only those are asked for."""
+    wide = any(item.get_closest_marker("wide") for item in request.session.items if item.path == request.path)
+    worker = str(Path(__file__).parent / "parity_worker.py")
+    done = run_ranks(2, "chosen", *([] if wide else FEW), cwd=Path(__file__).parent, script=worker)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not pipelined" not in done.stderr  # which torchrec leaves at a warning
     cases = defaultdict(list)
@@ -27,8 +38,8 @@ def found() -> dict[str, list[dict[str, Any]]]:
     return cases
 
 
-@pytest.mark.parametrize("sharding", ["auto", "table_wise", "row_wise", "column_wise", "data_parallel"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@each_sharding
+@each_variant
 def test_two_processes_train_as_one(found: dict[str, list[dict[str, Any]]], variant, sharding: str):
     mine = {case: entries for case, entries in found.items() if case.split()[:2] == [variant.name, sharding]}
     assert mine
@@ -44,6 +55,7 @@ def test_two_processes_train_as_one(found: dict[str, list[dict[str, Any]]], vari
                 assert difference == difference, (case, name)
 
 
+@pytest.mark.wide
 def test_every_method_was_tried_with_bags_and_while_it_learns_what_to_keep(found: dict[str, list[dict[str, Any]]]):
     words = [case.split() for case in found]
     assert {one[0] for one in words if "multi" in one} == {variant.name for variant in VARIANTS}

@@ -34,6 +34,7 @@ def bytes_of_what_was_planted(planted: Planted, model: DLRMConfig) -> int:
     return Structure(kept=kept, widths=[needed[spec.name] for spec in specs]).layout(specs).serving_bytes
 
 
+@pytest.mark.wide
 def test_optembed_finds_useless_values_and_narrow_features(planted: Planted, tmp_path: Path):
     model = DLRMConfig()
     config = RunConfig(

@@ -131,13 +131,13 @@ def test_a_damaged_state_gives_way_to_the_one_before(data: str, undisturbed, tmp
     begin = training(1, *options, *STATES, f"hydra.run.dir='{folder}'")
     kill_when(folder / "unfinished" / "train-state-000000012", begin, tmp_path)
     newest = max((folder / "unfinished").glob("train-state-*[0-9]"))
-    (file,) = newest.glob("*.distcp")
+    (file,) = newest.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     shutil.copytree(folder, tmp_path / "both damaged")
     done = training(1, f"resume={folder}").run(tmp_path)
     assert f"the state in {newest} cannot be read. Trying the one before." in done.stderr
     assert outcome(folder) == outcome(alone)
-    for file in (tmp_path / "both damaged" / "unfinished").glob("train-state-*/*.distcp"):
+    for file in (tmp_path / "both damaged" / "unfinished").glob("train-state-*/*.safetensors"):
         file.unlink()
     done = recemb("train", f"resume={tmp_path / 'both damaged'}", cwd=tmp_path)
     assert done.returncode == 2
