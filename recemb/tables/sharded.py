@@ -16,16 +16,19 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.tables.autograd import kernel_mode, unscaled
 from recemb.tables.base import PhysicalTable
 from recemb.tables.initial import init_uniform_
 from recemb.tables.lanes import lanes_of, of_each, pick_lanes, plain_rows, split_lanes, stored_shape
-from recemb.tables.storage import FusedOptimizer, PlainTables
+from recemb.tables.plain import PlainTables
+from recemb.tables.storage import FusedOptimizer
 
 # Numbers of a table that are saved at once, 128 MiB.
 _PIECE = 1 << 25
@@ -194,6 +197,17 @@ class ShardedTables(_TogetherTables):
         self._weights: dict[str, ShardedTensor] = {}
         self._states: dict[str, ShardedTensor] = {}
         self._held = 0
+        self._trains = True
+        self._scaler: GradScaler | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> "ShardedTables":
+        """Freeze the rows, or let them be trained again: torchrec's weights are no leaves and have no switch."""
+        self._trains = requires_grad
+        return self
+
+    def unscale_with(self, scaler: GradScaler | None) -> None:
+        """Divide the scale of a scaler out of gradients before they update rows; None for no scaler."""
+        self._scaler = scaler
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ShardedTables":
         """Leave the rows alone, which have no memory yet or are where they were sharded to."""
@@ -251,7 +265,8 @@ class ShardedTables(_TogetherTables):
 
     def forward(self, asked: "Shared") -> list[Any]:
         """Give what each collection finds."""
-        return [collection(asked.features[number]) for number, collection in enumerate(self.collections)]
+        with kernel_mode(self._trains):
+            return [collection(asked.features[number]) for number, collection in enumerate(self.collections)]
 
     def in_order(self, found: list[Any], asked: "Shared") -> Tensor | list[Tensor]:
         """Put what the collections found in the order of the lookups.
@@ -262,13 +277,13 @@ class ShardedTables(_TogetherTables):
         if not self._by_value:
             (pooled,) = found
             if pooled.keys() == self._keys:
-                return cast(Tensor, pooled.values())
+                return unscaled(pooled.values(), self._scaler)
             by_key = pooled.to_dict()  # sharded collections have an order of their own
-            return torch.cat([by_key[key] for key in self._keys], dim=1)
+            return unscaled(torch.cat([by_key[key] for key in self._keys], dim=1), self._scaler)
         stored: dict[int, Tensor] = {}
         for group, by_key in zip(self._groups, found, strict=True):
             for lookup in group:
-                stored[lookup] = by_key[self._keys[lookup]].values()
+                stored[lookup] = unscaled(by_key[self._keys[lookup]].values(), self._scaler)
         return self._pick([stored[lookup] for lookup in range(len(self._keys))], asked.lane)
 
     def read(self, name: str) -> Tensor:
