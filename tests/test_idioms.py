@@ -258,12 +258,16 @@ def test_compiled_tables_give_the_same_vectors(storage: str):
     torch.testing.assert_close(out, one.wanted)
 
 
-def test_other_weights_reach_plain_tables_and_are_refused_by_fused_ones():
+def test_other_weights_reach_plain_tables_and_are_refused_where_kernels_hold_them():
     plain, fused = subject(PLAIN, "full"), subject(FUSED, "full")
     zeros = {name: torch.zeros_like(weight) for name, weight in plain.module.named_parameters()}
     assert not torch.func.functional_call(plain.module, zeros, (plain.batch,)).values().any()
     with pytest.raises(RecembError, match="was replaced, as torch"):
         torch.func.functional_call(fused.module, zeros, (fused.batch,))
+    quantized = subject(QUANTIZED, "full")
+    other = {name: torch.zeros_like(tensor) for name, tensor in quantized.module.state_dict().items()}
+    with pytest.raises(RecembError, match="were replaced, as torch"):
+        torch.func.functional_call(quantized.module, other, (quantized.batch,))
 
 
 def step(one: Subject, module: nn.Module | None = None) -> None:

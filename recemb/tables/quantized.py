@@ -118,6 +118,7 @@ class QuantizedTables(nn.Module):
             for index, (table, weight) in enumerate(zip(tables, weights, strict=True)):
                 packed[index].copy_(_as_bytes(pack_rows(weight.detach().cpu(), table.held)))
         self.embedding_bags = nn.ModuleDict({table.name: _PackedBag(packed[i]) for i, table in enumerate(tables)})
+        self._packed = [packed[index] for index in range(len(tables))]
         for name, numbers in (
             ("_first", [first[index] for index in lookup_tables]),
             ("_columns", [] if by_value else _kept_columns([tables[index] for index in lookup_tables])),
@@ -127,12 +128,14 @@ class QuantizedTables(nn.Module):
     @torch.compiler.disable  # which cannot follow FBGEMM's inference tables
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
+        self._check_in_place()
         pooled: Tensor = self._batched[0](rows, offsets)
         return pooled.index_select(1, self._columns) if len(self._columns) else pooled
 
     @torch.compiler.disable
     def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Look rows up one by one; same arguments and result as `PlainTables.values`."""
+        self._check_in_place()
         rows = rows + self._first.repeat_interleave(torch.tensor(counts))
         found: list[Tensor] = []
         start = 0
@@ -143,6 +146,15 @@ class QuantizedTables(nn.Module):
             found += read[:, : self.widths[here[0]]].split(of_lookups)
             start = stop
         return found
+
+    def _check_in_place(self) -> None:
+        """Raise where the named rows are no longer those that the kernel reads."""
+        for bag, packed in zip(self.embedding_bags.values(), self._packed, strict=True):
+            if bag._buffers["packed"] is not packed:
+                raise RecembError(
+                    "the rows of quantized tables were replaced, as torch.func.functional_call does, and the kernels "
+                    "would not see it; copy into them with load_state_dict()."
+                )
 
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory: those of `PhysicalTable.bytes`."""
@@ -168,7 +180,7 @@ class QuantizedTables(nn.Module):
 
     def __reduce__(self) -> Any:
         # The kernels' memory as a whole: pickled one by one, each view of it would carry all of it along.
-        made_anew = ("_modules", "_buffers", "_batched")
+        made_anew = ("_modules", "_buffers", "_batched", "_packed")
         state = {name: value for name, value in self.__dict__.items() if name not in made_anew}
         return _restored, (*self._arguments, [batched.weights_host for batched in self._batched]), state
 

@@ -284,7 +284,10 @@ class FusedTables(nn.Module):
             return [unscaled(part, self._scaler) for part in found]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedTables":
-        """Do what leaves the memory where the kernel has it, such as share_memory(); refuse anything else."""
+        """Do what leaves the memory where the kernel has it, such as share_memory(); refuse anything else.
+
+        Processes that are forked share it then; a pickle, which spawned ones are sent, holds a copy.
+        """
         _, _, _, device, _ = self._arguments
         probe = fn(torch.empty(0, device=device))
         if probe.dtype != torch.float32 or probe.device.type != device.type:
@@ -318,6 +321,11 @@ class FusedTables(nn.Module):
         state = dict(state)
         memory, trains = state.pop("memory"), state.pop("trains")
         tables, lookup_tables, optimizer, device, by_value = state["_arguments"]
+        if memory and memory[0].device.type != device.type:
+            raise RecembError(
+                f"fused tables that were pickled on {device.type} cannot be loaded on {memory[0].device.type}; load "
+                "their state_dict() into a collection that is made there."
+            )
         FusedTables.__init__(self, tables, lookup_tables, optimizer, device, by_value=by_value)
         super().__setstate__(state)
         for mine, given in zip(self._memory(), memory, strict=True):
