@@ -24,6 +24,7 @@ from recemb.tables.base import CompressedTable, TableConfig, total_full_bytes
 from recemb.tables.collection import REPLICATED, SHARDED
 from recemb.tables.magnitude import MagnitudeConfig, MagnitudeTable
 from recemb.tables.storage import FusedTables
+from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.sharding import spread
 
 PLAIN, FUSED, QUANTIZED, SERVING = "plain", "fused", "quantized", "serving"
@@ -164,6 +165,16 @@ def test_a_state_goes_through_a_file_and_fits_strictly(storage: str, name: str):
         tensor.detach().zero_()
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(one.of(other), one.wanted)
+
+
+def test_16_bit_keys_go_through_a_checkpoint(tmp_path: Path):
+    one = subject(PLAIN, "rows-keys16")
+    assert one.module.state_dict()["method.keys"].dtype == torch.int16  # as in files that were written before
+    save_weights(one.module, tmp_path / "saved")
+    kept = one.module.method.keys.clone()
+    one.module.method.keys.zero_()
+    load_weights(one.module, tmp_path / "saved")
+    assert torch.equal(one.module.method.keys, kept)
 
 
 @every_case
