@@ -30,7 +30,7 @@ def fused(function: Callable[..., _Result]) -> Callable[..., _Result]:
 
     @functools.wraps(function)
     def call(first: Tensor, *others: object) -> _Result:
-        if not makes_kernels(first.device):
+        if torch.compiler.is_compiling() or not makes_kernels(first.device):  # whoever compiles fuses this too
             return function(first, *others)
         with _ONE_AT_A_TIME:
             return compiled()(first, *others)

@@ -58,6 +58,13 @@ class Values:
     missing: int
     mapper: Mapper = field(init=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "mapper"}  # a function of the tokens
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def __post_init__(self) -> None:
         self.mapper = widen if self.tokens is None else number_by(self.tokens, self.missing)
 

@@ -1,7 +1,11 @@
 """Numbers as a click model takes them: scaled, and as embedded quantile bins; a missing value is a value of its own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from recemb.tables.casting import keep_types
 
 
 class DenseEncoder(nn.Module):
@@ -43,6 +47,14 @@ class DenseEncoder(nn.Module):
         self.bins = nn.Embedding(features * (bins + 1), dim)
         nn.init.normal_(self.bins.weight, std=init_std)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "DenseEncoder":
+        """Cast the vectors with the model, but not what raw numbers are compared with: counts overflow in half."""
+        statistics = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, tensor in statistics.items():
+            self._buffers[name] = None if tensor is None else keep_types(fn)(tensor)
+        return self
+
     def forward(self, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a batch.
 
@@ -50,10 +62,12 @@ class DenseEncoder(nn.Module):
             dense: (B, K) float32, NaN = missing.
 
         Returns:
-            (B, 2 K) scaled values (missing = mean) followed by 1 where missing, and (B, K, D) vectors of the bins.
+            (B, 2 K) scaled values (missing = mean) followed by 1 where missing, and (B, K, D) vectors of the bins; both
+            of the type of the weights.
         """
         missing = dense.isnan()
         scaled = torch.where(missing, 0.0, (dense - self.mean) / self.std)
         bin_of = (dense.unsqueeze(2) >= self.edges).sum(dim=2) + 1
         vectors = self.bins(self.first + torch.where(missing, 0, bin_of))
-        return torch.cat([scaled, missing.to(dense.dtype)], dim=1), vectors
+        numbers = torch.cat([scaled, missing.to(scaled.dtype)], dim=1)
+        return numbers.to(self.bins.weight.dtype), vectors

@@ -95,7 +95,7 @@ class DLRM(torchrec_dlrm.DLRM):
         """Predict from looked-up vectors; see `recemb.models.base.Backbone`."""
         scaled, bins = self.encoder(dense_features)
         if not self.numbers:
-            scaled = dense_features.new_ones(dense_features.shape[0], 1)
+            scaled = scaled.new_ones(dense_features.shape[0], 1)
         vectors = torch.cat([vectors.unflatten(1, (-1, bins.shape[2])), bins], dim=1)
         first_order = vectors[:, :, 0].sum(dim=1)
         crossed = self.inter_arch(self.dense_arch(scaled), vectors)

@@ -35,6 +35,11 @@ class LoadedModel(ServingModel):
         self.raw_values = raw_values
         self.manifest = manifest
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; `predict` and `look_up` take rows from anywhere and answer there."""
+        return next(self.backbone.parameters()).device
+
     def encode(self, rows: Row | Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Turn raw rows into what the module takes.
 
@@ -82,12 +87,12 @@ class LoadedModel(ServingModel):
     @torch.no_grad()
     def predict(self, rows: Row | Sequence[Row]) -> Tensor:
         """Predict from raw rows, as `encode` takes them: (B,) probabilities of a 1."""
-        return torch.sigmoid(self(*self.encode(rows)))
+        return torch.sigmoid(self(*(part.to(self.device) for part in self.encode(rows))))
 
     @torch.no_grad()
     def look_up(self, rows: Row | Sequence[Row]) -> dict[str, Tensor]:
         """Look the vectors of raw rows up, as `encode` takes them: (B, D) by categorical feature."""
-        _, values, offsets = self.encode(rows)
+        _, values, offsets = (part.to(self.device) for part in self.encode(rows))
         configs = self.tables.embedding_bag_configs()
         widths = [config.embedding_dim for config in configs for _ in config.feature_names]
         return dict(zip(self.tables.features, self.tables(values, offsets).split(widths, dim=1), strict=True))

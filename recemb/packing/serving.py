@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recemb.options import RecembError
 from recemb.tables.base import CompressedTable, PhysicalTable
+from recemb.tables.casting import keep_types
 from recemb.tables.collection import BagConfig, bag_configs
 from recemb.tables.looking_up import check_in_range, id_ranges
 from recemb.tables.precision import empty_rows, pack_rows, read_rows
@@ -109,8 +110,7 @@ class ServingTables(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ServingTables":
         """Move to another device, but keep numbers in the types that they are held in whatever a model is cast to."""
-        device = fn(torch.empty(0, device=self._spec.device)).device
-        super()._apply(lambda tensor: tensor.to(device), recurse)
+        super()._apply(keep_types(fn), recurse)
         return self
 
     def _find_groups(self) -> list[int]:
@@ -190,7 +190,8 @@ class ServingTables(nn.Module):
             at = self.places[number]
             chosen = ((table == number) & (rows >= 0)).nonzero().squeeze(1)
             mine = rows[chosen]
-            found = found.index_copy(0, chosen, self.method.widen(self.stores[at.store](mine + at.first), number, mine))
+            vectors = self.method.widen(self.stores[at.store](mine + at.first), number, mine)
+            found = found.index_copy(0, chosen, vectors.to(found.dtype))  # another one under autocast
         return found
 
     def _look_up_classes(self, values: Tensor, feature: Tensor, bag: Tensor, offsets: Tensor) -> Tensor:
@@ -263,7 +264,7 @@ class ServingTables(nn.Module):
             found = self.stores[self.places[number].store](mine + self._first_row[table[chosen]])
             vectors = self.method.widen(found, number, mine)
             vectors = nn.functional.pad(vectors, (0, widest - vectors.shape[1]))
-            pooled = pooled.index_add(0, place[chosen], vectors)
+            pooled = pooled.index_add(0, place[chosen], vectors.to(pooled.dtype))  # another one under autocast
         if min(self._dims) == widest:
             return pooled.view(bags, len(self.features) * widest)
         of_features = pooled.view(bags, len(self.features), widest).unbind(1)
@@ -321,6 +322,9 @@ class _Pool:
 class ServingModel(nn.Module):
     """A click model over tables that serve: numbers and flat ids in, logits out.
 
+    Cast to another floating type (`half`, `bfloat16`, `double`), its backbone computes and answers in that type; rows
+    stay as they are held, and dense features are scaled in float32.
+
     Args:
         tables: the tables.
         backbone: a `recemb.models.base.Backbone` built for their widths, in evaluation mode from here on.
@@ -333,7 +337,8 @@ class ServingModel(nn.Module):
 
     def forward(self, dense: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
         """Predict: dense (B, K) float32 with NaN = missing, and flat ids as `ServingTables` takes them; logits (B,)."""
-        logits: Tensor = self.backbone.head(dense, self.tables(values, offsets))  # type: ignore[operator]
+        vectors = self.tables(values, offsets).to(next(self.backbone.parameters()).dtype)
+        logits: Tensor = self.backbone.head(dense, vectors)  # type: ignore[operator]
         return logits
 
 

@@ -4,10 +4,11 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recemb.options import RecembError
@@ -18,14 +19,16 @@ from recemb.tables.base import (
     TableSpec,
     total_full_bytes,
 )
+from recemb.tables.casting import keep_integers
 from recemb.tables.initial import init_orthogonal_, init_uniform_
 from recemb.tables.lanes import stored_shape
 from recemb.tables.looking_up import Answer, Ask, Asked
 from recemb.tables.lookups import Lookups
+from recemb.tables.plain import PlainTables
 from recemb.tables.quantized import QuantizedTables
 from recemb.tables.registry import create_table
 from recemb.tables.sharded import ReplicatedTables, ShardedTables
-from recemb.tables.storage import FusedOptimizer, FusedTables, PlainTables
+from recemb.tables.storage import FusedOptimizer, FusedTables
 
 HERE, SHARDED, REPLICATED = "here", "sharded", "replicated"
 
@@ -47,7 +50,9 @@ class CompressedEmbeddingBagCollection(nn.Module):
         specs: the logical tables.
         config: the method and its sizes, or a module of a method made for these tables.
         optimizer: hold the rows in FBGEMM's fused tables under this optimizer; None keeps ordinary parameters, which
-            autograd and any torch optimizer can see.
+            autograd and any torch optimizer can see. Rows under an optimizer are updated inside `backward()`, in
+            evaluation mode too, unless `requires_grad_(False)` freezes them; see `FusedOptimizer` for what that
+            leaves out, and `unscale_with` for mixed precision.
         seed: fixes the initial weights; two collections of one seed are equal.
         device: where the weights live.
         rows: (rows, width) of each physical table, to be held for serving as the specs' precisions say; `config` is
@@ -163,6 +168,30 @@ class CompressedEmbeddingBagCollection(nn.Module):
             raise RecembError("tables that are still being pruned cannot be served; serve the packed table.")
         method = copy.deepcopy(self.method).cpu().requires_grad_(False)
         return CompressedEmbeddingBagCollection(self.specs, method, rows=self.weights).train(self.training)
+
+    def unscale_with(self, scaler: GradScaler | None) -> None:
+        """Tell rows under an optimizer which `torch.amp.GradScaler` scales the loss; None for none, as at the start.
+
+        The rows are updated inside the backward pass, where gradients still carry the scale: a scaler that they are
+        not told of makes their steps as many times too large. With it the scale is divided out first, and where a
+        gradient of rows has overflowed they stay as they are in that step, as the scaler's own optimizers do. Rows
+        without an optimizer need none of this: the scaler unscales what it steps. A copy uses the same scaler; a
+        collection that comes out of a pickle must be told anew before it is trained.
+        """
+        if isinstance(self.tables, (FusedTables, ShardedTables)):
+            self.tables.unscale_with(scaler)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "CompressedEmbeddingBagCollection":
+        """Freeze the tables, or let them be trained again, rows under an optimizer included."""
+        if not isinstance(self.tables, ShardedTables):
+            return super().requires_grad_(requires_grad)
+        for part in (self.tables, self.method):
+            part.requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CompressedEmbeddingBagCollection":
+        super()._apply(keep_integers(fn), recurse)
+        return self
 
     def serving_tensors(self) -> dict[str, Tensor]:
         """Give every tensor that serving the tables needs, by name."""

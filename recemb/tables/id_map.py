@@ -8,6 +8,10 @@ kept and its number; which of them is smallest depends on V and n alone:
 - `keys8`, `keys16`, `keys32`: the kept ids in order without their high bits, and for every value of the high bits where
   its ids begin; 1, 2 or 4 bytes a kept id.
 
+A key of 16 bits is held as two bytes, the lower one first: DistributedDataParallel broadcasts every buffer, and no
+backend of torch.distributed takes 16-bit integers. Saved it is one number; `split_keys` and `joined_keys` go between
+the two.
+
 All of it is integer arithmetic on whole tensors.
 """
 
@@ -55,7 +59,18 @@ def make_map(kept: Tensor, num_ids: int) -> dict[str, Tensor]:
     buckets = torch.arange(-(-num_ids // 2**bits_of_key) + 1) << bits_of_key
     keys = kept & (2**bits_of_key - 1)
     signed = keys if bits_of_key == 8 else keys - ((keys >> (bits_of_key - 1)) << bits_of_key)
-    return {"buckets": torch.searchsorted(kept, buckets).to(counting), "keys": signed.to(_KEYS[bits_of_key])}
+    found = split_keys(signed.to(_KEYS[bits_of_key]))
+    return {"buckets": torch.searchsorted(kept, buckets).to(counting), "keys": found}
+
+
+def split_keys(keys: Tensor) -> Tensor:
+    """Write keys (n,) int16 as (n, 2) uint8, in the same memory; leave others as they are."""
+    return keys.contiguous().view(torch.uint8).view(-1, 2) if keys.dtype == torch.int16 else keys
+
+
+def joined_keys(keys: Tensor) -> Tensor:
+    """Undo `split_keys`, in the same memory."""
+    return keys.view(torch.int16).squeeze(1) if keys.dim() == 2 else keys
 
 
 def longest_bucket(tensors: Mapping[str, Tensor]) -> int:
@@ -79,7 +94,10 @@ def find(tensors: Mapping[str, Tensor], ids: Tensor, longest: int) -> tuple[Tens
     halvings = longest.bit_length()
     if ids.is_cuda:  # where every number is compiled for; more than are needed find the same
         halvings = -(-halvings // 4) * 4
-    return _find_key(ids, tensors["keys"], tensors["buckets"], halvings)
+    keys = tensors["keys"]
+    if not torch.compiler.is_exporting():  # ONNX has no other view of the same bytes
+        keys = joined_keys(keys)
+    return _find_key(ids, keys, tensors["buckets"], halvings)
 
 
 @fused
@@ -93,15 +111,15 @@ def _find_bit(ids: Tensor, words: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor
 
 @fused
 def _find_key(ids: Tensor, keys: Tensor, buckets: Tensor, halvings: int) -> tuple[Tensor, Tensor]:
-    bits_of_key = keys.element_size() * 8
+    bits_of_key = keys.element_size() * 8 * (keys.shape[1] if keys.dim() == 2 else 1)
     bucket, wanted = ids >> bits_of_key, ids & (2**bits_of_key - 1)
     low, end = buckets[bucket].long(), buckets[bucket + 1].long()
     high, last = end, len(keys) - 1
     for _ in range(halvings):
         middle = (low + high) >> 1
-        smaller = (_unsigned(keys[middle.clamp(max=last)]) < wanted) & (low < high)
+        smaller = (_unsigned(keys, middle.clamp(max=last)) < wanted) & (low < high)
         low, high = torch.where(smaller, middle + 1, low), torch.where(smaller, high, middle)
-    return low, (low < end) & (_unsigned(keys[low.clamp(max=last)]) == wanted)
+    return low, (low < end) & (_unsigned(keys, low.clamp(max=last)) == wanted)
 
 
 def _sizes(num_ids: int, num_kept: int) -> dict[str, int]:
@@ -118,8 +136,12 @@ def _counting(num_kept: int) -> torch.dtype:
     return torch.int32 if num_kept < 2**31 else torch.int64
 
 
-def _unsigned(keys: Tensor) -> Tensor:
-    return keys.long() & (2 ** (keys.element_size() * 8) - 1)
+def _unsigned(keys: Tensor, places: Tensor) -> Tensor:
+    """Read the keys at some places as numbers that are not negative, int64."""
+    if keys.dim() == 2:
+        low, high = keys[places].long().unbind(-1)
+        return low + (high << 8)
+    return keys[places].long() & (2 ** (keys.element_size() * 8) - 1)
 
 
 def _count_bits(words: Tensor) -> Tensor:

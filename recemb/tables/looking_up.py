@@ -105,10 +105,10 @@ class Ask(nn.Module):
         ):
             # Derived from the specs, so not part of the saved state.
             self.register_buffer(name, torch.tensor(numbers, device=device), persistent=False)
-        # Small numbers are sorted in fewer passes.
         place = [in_layout.index(table) for table in tables] if method.layout.alternatives else []
-        kind = torch.int16 if len(place) < 2**15 else torch.int64
-        self.register_buffer("_place", torch.tensor(place, dtype=kind, device=device), persistent=False)
+        # Small numbers are sorted in fewer passes; as a buffer they are of a type that processes can broadcast.
+        self._sorted_as = torch.int16 if len(place) < 2**15 else torch.int32
+        self.register_buffer("_place", torch.tensor(place, dtype=torch.int32, device=device), persistent=False)
         self._widens = widens_stored(lookups, method, host, device)
 
     def forward(self, features: KeyedJaggedTensor) -> Asked:
@@ -144,7 +144,7 @@ class Ask(nn.Module):
         if method.drops_ids:
             kept = (rows >= 0).nonzero().squeeze(1)
             table, rows, bag = table[kept], rows[kept], bag[kept]
-        place, order = torch.sort(self._place[table], stable=True)
+        place, order = torch.sort(self._place.to(self._sorted_as)[table], stable=True)
         ends = torch.searchsorted(place, self._each.to(place.dtype), right=True)
         counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
         rows, bag = rows[order], bag[order]
@@ -318,7 +318,8 @@ class Answer(nn.Module):
         tables = [one.in_layout for one in self._lookups.ordered]
         of_tables = zip(parts, tables, asked.rows.split(asked.counts), strict=True)
         vectors = [F.pad(vector, (0, widest - vector.shape[1])) for vector in (method.widen(*one) for one in of_tables)]
-        pooled = vectors[0].new_zeros(bags * features, widest).index_add(0, asked.bag, torch.cat(vectors))
+        joined = torch.cat(vectors)  # under autocast the vectors of some tables are of another type
+        pooled = joined.new_zeros(bags * features, widest).index_add(0, asked.bag, joined)
         if min(dims) == widest:
             return pooled.view(bags, features * widest)
         of_features = pooled.view(bags, features, widest).unbind(1)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from recemb.options import RecembError, option
 from recemb.tables.base import CompressedTable, Layout, TableConfig, TableSpec, total_held_bytes
 from recemb.tables.blocks import block_of
 from recemb.tables.frequency import most_frequent
-from recemb.tables.id_map import find, longest_bucket
+from recemb.tables.id_map import find, joined_keys, longest_bucket, split_keys
 from recemb.tables.structure import Structure, unpack_bits
 
 if TYPE_CHECKING:
@@ -128,12 +128,25 @@ class PackedTable(CompressedTable):
     places: Tensor
     starts: Tensor
     entries: Tensor
+    keys: Tensor
 
     def __init__(self, config: PrunedConfig, specs: Sequence[TableSpec], layout: Layout | None = None) -> None:
         super().__init__(config, specs, layout)
         self._longest = longest_bucket(self.layout.constants)
         self._has_map = "before" in self.layout.constants
         self._prunes = self._has_map or "rows" in self.layout.constants
+        if "keys" in self._buffers:
+            self.keys = split_keys(self.keys)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if "keys" in self._buffers:
+            destination[f"{prefix}keys"] = joined_keys(destination[f"{prefix}keys"])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if "keys" in self._buffers and f"{prefix}keys" in state_dict:
+            state_dict[f"{prefix}keys"] = split_keys(state_dict[f"{prefix}keys"])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def concatenates(self) -> bool:

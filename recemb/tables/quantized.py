@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from recemb.options import RecembError
 from recemb.tables.base import PhysicalTable
+from recemb.tables.casting import keep_types
 from recemb.tables.precision import PRECISIONS, pack_rows
 
 _TYPES = {
@@ -117,19 +118,24 @@ class QuantizedTables(nn.Module):
             for index, (table, weight) in enumerate(zip(tables, weights, strict=True)):
                 packed[index].copy_(_as_bytes(pack_rows(weight.detach().cpu(), table.held)))
         self.embedding_bags = nn.ModuleDict({table.name: _PackedBag(packed[i]) for i, table in enumerate(tables)})
+        self._packed = [packed[index] for index in range(len(tables))]
         for name, numbers in (
             ("_first", [first[index] for index in lookup_tables]),
             ("_columns", [] if by_value else _kept_columns([tables[index] for index in lookup_tables])),
         ):
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.int64), persistent=False)
 
+    @torch.compiler.disable  # which cannot follow FBGEMM's inference tables
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Sum the rows of every bag; same arguments and result as `PlainTables.forward`."""
+        self._check_in_place()
         pooled: Tensor = self._batched[0](rows, offsets)
         return pooled.index_select(1, self._columns) if len(self._columns) else pooled
 
+    @torch.compiler.disable
     def values(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Look rows up one by one; same arguments and result as `PlainTables.values`."""
+        self._check_in_place()
         rows = rows + self._first.repeat_interleave(torch.tensor(counts))
         found: list[Tensor] = []
         start = 0
@@ -141,6 +147,15 @@ class QuantizedTables(nn.Module):
             start = stop
         return found
 
+    def _check_in_place(self) -> None:
+        """Raise where the named rows are no longer those that the kernel reads."""
+        for bag, packed in zip(self.embedding_bags.values(), self._packed, strict=True):
+            if bag._buffers["packed"] is not packed:
+                raise RecembError(
+                    "the rows of quantized tables were replaced, as torch.func.functional_call does, and the kernels "
+                    "would not see it; copy into them with load_state_dict()."
+                )
+
     def stored_bytes(self) -> int:
         """Bytes the rows take in memory: those of `PhysicalTable.bytes`."""
         return sum(batched.weights_host.nbytes for batched in self._batched)
@@ -150,18 +165,29 @@ class QuantizedTables(nn.Module):
         return 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedTables":
-        """Refuse what would cut the named rows loose from the kernel's memory."""
+        """Do what leaves the memory where the kernel has it, such as share_memory(); refuse anything else."""
         probe = fn(torch.empty(0))
         if probe.dtype != torch.float32 or probe.device.type != "cpu":
             raise RecembError(
                 f"quantized tables give float32 on the CPU, and cannot be moved to {probe.dtype} on "
                 f"{probe.device.type}; call quantized() of the trained collection where they shall serve."
             )
+        held = [batched.weights_host for batched in self._batched]
+        for tensor in (*held, *self._buffers.values()):
+            if tensor is not None and keep_types(fn)(tensor).data_ptr() != tensor.data_ptr():
+                raise RecembError("quantized tables cannot be moved into other memory; call quantized() again.")
         return self
 
     def __reduce__(self) -> Any:
         # The kernels' memory as a whole: pickled one by one, each view of it would carry all of it along.
-        return _restored, (*self._arguments, [batched.weights_host for batched in self._batched])
+        made_anew = ("_modules", "_buffers", "_batched", "_packed")
+        state = {name: value for name, value in self.__dict__.items() if name not in made_anew}
+        return _restored, (*self._arguments, [batched.weights_host for batched in self._batched]), state
+
+    def __copy__(self) -> "QuantizedTables":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # the same memory, as with any shallow copy of a module
+        return twin
 
 
 def _restored(

@@ -9,26 +9,26 @@ both name and shape what they save as the other hosts do, so that checkpoints sa
 them.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata
+from torch.amp import GradScaler
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.tables.autograd import kernel_mode, unscaled
 from recemb.tables.base import PhysicalTable
 from recemb.tables.initial import init_uniform_
 from recemb.tables.lanes import lanes_of, of_each, pick_lanes, plain_rows, split_lanes, stored_shape
-from recemb.tables.storage import FusedOptimizer, PlainTables
-
-# Numbers of a table that are saved at once, 128 MiB.
-_PIECE = 1 << 25
+from recemb.tables.plain import PlainTables
+from recemb.tables.shards import ShardPart, in_pieces, shard_parts
+from recemb.tables.storage import FusedOptimizer
 
 
 class _TogetherTables(nn.Module):
@@ -190,10 +190,21 @@ class ShardedTables(_TogetherTables):
         for group in self._groups:
             indices = list(dict.fromkeys(lookup_tables[lookup] for lookup in group))
             self.collections.append(_collection([(stored[i], readers[i]) for i in indices], by_value))
-        self._held_rows: dict[str, list[_Part]] = {}
+        self._held_rows: dict[str, list[ShardPart]] = {}
         self._weights: dict[str, ShardedTensor] = {}
         self._states: dict[str, ShardedTensor] = {}
         self._held = 0
+        self._trains = True
+        self._scaler: GradScaler | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> "ShardedTables":
+        """Freeze the rows, or let them be trained again: torchrec's weights are no leaves and have no switch."""
+        self._trains = requires_grad
+        return self
+
+    def unscale_with(self, scaler: GradScaler | None) -> None:
+        """Divide the scale of a scaler out of gradients before they update rows; None for no scaler."""
+        self._scaler = scaler
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ShardedTables":
         """Leave the rows alone, which have no memory yet or are where they were sharded to."""
@@ -205,9 +216,9 @@ class ShardedTables(_TogetherTables):
             for name, weight in collection.state_dict().items():
                 self._held += sum(shard.tensor.nbytes for shard in weight.local_shards())
                 table = self.tables[_table_of(name)]
-                parts = _parts(weight, table)
+                parts = shard_parts(weight, table)
                 self._held_rows[table.name] = [part for part in parts if part.values is not None]
-                self._weights[table.name] = _in_pieces(parts, [table.rows, table.dim], weight)
+                self._weights[table.name] = in_pieces(parts, [table.rows, table.dim], weight)
             optimizer = cast(Any, collection).fused_optimizer
             for name, state in optimizer.state_dict()["state"].items():
                 table = self.tables[_table_of(name)]
@@ -215,7 +226,7 @@ class ShardedTables(_TogetherTables):
                     self._held += sum(shard.tensor.nbytes for shard in own.local_shards())
                     size = [table.rows, table.dim] if len(own.size()) > 1 else list(own.size())
                     name = f"embedding_bags.{table.name}.momentum1"
-                    self._states[name] = _in_pieces(_parts(own, table), size, own)
+                    self._states[name] = in_pieces(shard_parts(own, table), size, own)
 
     def start(self, table: PhysicalTable, seed: int) -> None:
         """Give the rows of a table that are held here the values that training starts from."""
@@ -251,7 +262,8 @@ class ShardedTables(_TogetherTables):
 
     def forward(self, asked: "Shared") -> list[Any]:
         """Give what each collection finds."""
-        return [collection(asked.features[number]) for number, collection in enumerate(self.collections)]
+        with kernel_mode(self._trains):
+            return [collection(asked.features[number]) for number, collection in enumerate(self.collections)]
 
     def in_order(self, found: list[Any], asked: "Shared") -> Tensor | list[Tensor]:
         """Put what the collections found in the order of the lookups.
@@ -262,13 +274,13 @@ class ShardedTables(_TogetherTables):
         if not self._by_value:
             (pooled,) = found
             if pooled.keys() == self._keys:
-                return cast(Tensor, pooled.values())
+                return unscaled(pooled.values(), self._scaler)
             by_key = pooled.to_dict()  # sharded collections have an order of their own
-            return torch.cat([by_key[key] for key in self._keys], dim=1)
+            return unscaled(torch.cat([by_key[key] for key in self._keys], dim=1), self._scaler)
         stored: dict[int, Tensor] = {}
         for group, by_key in zip(self._groups, found, strict=True):
             for lookup in group:
-                stored[lookup] = by_key[self._keys[lookup]].values()
+                stored[lookup] = unscaled(by_key[self._keys[lookup]].values(), self._scaler)
         return self._pick([stored[lookup] for lookup in range(len(self._keys))], asked.lane)
 
     def read(self, name: str) -> Tensor:
@@ -350,60 +362,3 @@ def _leave(weight: Tensor) -> Tensor:
 def _table_of(name: str) -> str:
     """Take the table's name out of `embedding_bags.NAME.weight` or `embeddings.NAME.weight`."""
     return name.split(".", 1)[1].rsplit(".", 1)[0]
-
-
-class _Part(NamedTuple):
-    """A part of a tensor that the processes share, and its values where they are held here."""
-
-    where: ShardMetadata
-    values: Tensor | None
-
-
-def _parts(shared: ShardedTensor, table: PhysicalTable) -> list[_Part]:
-    """List the parts of a table's weight or accumulators; rows side by side are taken apart, padding is left out."""
-    wide = len(shared.size()) > 1
-    lanes = lanes_of(table.dim) if wide else 1
-    rows_in_all = table.rows if wide else shared.size()[0]
-    held = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in shared.local_shards()}
-    parts = []
-    for one in shared.metadata().shards_metadata:
-        (row, *column), (rows, *width) = one.shard_offsets, one.shard_sizes
-        each = [stored // lanes for stored in width]
-        begin = [row * lanes, *column]
-        size = [min(rows * lanes, rows_in_all - row * lanes)]
-        size += [min(stored, table.dim - first) for stored, first in zip(each, column, strict=True)]
-        if min(size) <= 0:
-            continue
-        where = ShardMetadata(begin, size, one.placement)
-        values = held[tuple(one.shard_offsets)] if _is_here(one) else None
-        if values is not None:
-            values = values.view(-1, *each)[tuple(slice(length) for length in size)]
-        parts.append(_Part(where, values))
-    return parts
-
-
-def _in_pieces(parts: list[_Part], size: list[int], like: ShardedTensor) -> ShardedTensor:
-    """Make the sharded tensor that is saved, in pieces, since saving copies what is a part of a larger memory."""
-    described, pieces, shards = [], [], []
-    for where, values in parts:
-        (first, *column), (rows, *width) = where.shard_offsets, where.shard_sizes
-        step = max(1, _PIECE // math.prod(width))
-        for start in range(0, rows, step):
-            end = min(start + step, rows)
-            piece = ShardMetadata([first + start, *column], [end - start, *width], where.placement)
-            described.append(piece)
-            if values is not None:
-                own = values[start:end]
-                pieces.append(own)
-                # A sharded tensor is only made of tensors without gaps. It is saved and loaded with gaps as well.
-                shards.append(Shard(own.as_strided(own.shape, [*width, 1]), piece))
-    metadata = ShardedTensorMetadata(described, torch.Size(size), like.metadata().tensor_properties)
-    found = ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
-    for shard, own in zip(found.local_shards(), pieces, strict=True):
-        shard.tensor = own
-    return found
-
-
-def _is_here(shard: ShardMetadata) -> bool:
-    placement = shard.placement
-    return placement is not None and cast(Any, placement).rank() == dist.get_rank()

@@ -132,6 +132,8 @@ def spread(
             gradient_as_bucket_view=True, broadcast_buffers=False,
         )  # fmt: skip
     assert isinstance(host, ShardedTables)
+    if not any(weight.requires_grad for weight in host.parameters()):
+        host.requires_grad_(False)  # torchrec's sharded weights do not remember it
     sharders = _sharders(host.fused_optimizer)
     plan = on_first(
         lambda: make_plan(host, world_size(), device.type, sharding, batch_size=batch_size, cache_share=cache_share)

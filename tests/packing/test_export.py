@@ -1,7 +1,9 @@
 """An exported folder: every form gives the live logits, loads by itself, and is whole or absent."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -93,6 +95,38 @@ def test_raw_values_are_served_in_one_call(exported: tuple[Path, Path]):
     ):
         with pytest.raises(RecembError, match=sentence):
             loaded.predict(wrong)
+
+
+def known_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a value that training has seen, one that it has not, and nothing."""
+    vocabulary = pd.read_parquet(folder / "vocabulary.parquet")
+    feature = recemb.load(folder).raw_values.features[0]
+    known = vocabulary[(vocabulary["feature"] == feature) & vocabulary["value"].notna()].iloc[0]
+    return [{feature: known["value"]}, {feature: "no such value"}, {}]
+
+
+def test_a_loaded_model_goes_through_a_pickle_and_torch_save(exported: tuple[Path, Path], tmp_path: Path):
+    loaded, rows = recemb.load(exported[1]), known_rows(exported[1])
+    torch.save(loaded, tmp_path / "saved.pt")
+    for twin in (
+        pickle.loads(pickle.dumps(loaded)),
+        copy.deepcopy(loaded),
+        copy.copy(loaded),
+        torch.load(tmp_path / "saved.pt", weights_only=False),
+    ):
+        assert torch.equal(twin.predict(rows), loaded.predict(rows))
+        assert twin.manifest == loaded.manifest
+
+
+@pytest.mark.parametrize(("cast", "close"), [("half", 2e-3), ("bfloat16", 2e-2), ("double", 1e-6)])
+def test_a_cast_model_predicts_nearly_the_same(exported: tuple[Path, Path], cast: str, close: float):
+    loaded, rows = recemb.load(exported[1]), known_rows(exported[1])
+    rows.append(dict.fromkeys(loaded.raw_values.dense_names, 1e6))  # past what a half can hold
+    wanted, held = loaded.predict(rows), loaded.tables.serving_bytes
+    found = getattr(loaded, cast)().predict(rows)
+    assert found.dtype == {"half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}[cast]
+    torch.testing.assert_close(found.double(), wanted.double(), atol=close, rtol=0)
+    assert loaded.tables.serving_bytes == held
 
 
 def readme_code(folder: Path, heading: str) -> str:

@@ -1,5 +1,6 @@
 """Tables that serve give what the collection gives, for every method; eager, exported and as ONNX."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,26 @@ def test_programs_give_the_eager_vectors(variant: Variant, tmp_path: Path):
 def test_programs_of_packed_structures_give_the_eager_vectors(unit: str, share: float, pruned: str, tmp_path: Path):
     specs = specs_in("int8")
     check_programs(live_and_served(specs, structured(specs, unit, share, pruned))[1], specs, tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["row", "entry"])
+def test_16_bit_keys_are_held_in_bytes_saved_as_numbers_and_exported(unit: str, tmp_path: Path):
+    specs = [TableSpec(name="huge", num_embeddings=3_000_000, embedding_dim=8)]
+    _, served = live_and_served(specs, structured(specs, unit, 0.001, "zero"))
+    state = {name: tensor.clone() for name, tensor in served.state_dict().items()}
+    assert served.method.keys.dtype == torch.uint8
+    assert state["method.keys"].dtype == torch.int16
+    assert served.serving_bytes == served.method.layout.serving_bytes
+    # As the rows of a file give it: the layout's own constants are what the file holds.
+    constants = {name: state[f"method.{name}"].clone() for name in served.method.layout.constants}
+    layout = dataclasses.replace(served.method.layout, constants=constants)
+    loaded = ServingTables(type(served.method)(served.method.config, specs, layout), None)
+    loaded.method.keys.zero_()
+    loaded.load_state_dict(state)
+    flat = torch.arange(0, 3_000_000, 7), torch.tensor([[0, len(range(0, 3_000_000, 7))]])
+    assert served(*flat).any()
+    assert torch.equal(loaded(*flat), served(*flat))
+    check_programs(served, specs, tmp_path)
 
 
 def test_an_exported_graph_takes_unknown_ids_for_the_unknown_value(tmp_path: Path):
