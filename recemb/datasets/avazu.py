@@ -22,18 +22,22 @@ IN_FILES = (
     "device_ip", "device_model", "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)),
 )  # fmt: skip
 FEATURES = ("hour_of_day", "weekday", *IN_FILES)
+MEMBERS = ("train.csv", "train")
+"""What Kaggle's archives call the rows with labels."""
 _FIRST_DAY = pd.Timestamp("2000-01-01")
 
 
 @dataclass(kw_only=True)
 class AvazuConfig(DatasetConfig):
-    """`train.csv` of the Kaggle release, gzipped or not."""
+    """`train.csv` of the Kaggle release, compressed or not."""
 
     name: ClassVar[str] = "avazu"
     texts: ClassVar[bool] = True
 
     path: str = option("data/avazu", "folder of the prepared data set")
-    source: Any = option(None, "train.csv or train.csv.gz: a file, a glob pattern, or several in a list")
+    source: Any = option(
+        None, "train.csv, plain or compressed, or Kaggle's zip: a file, a glob pattern, or several in a list"
+    )
     protocol: str = option(
         "last_day",
         "how rows are split: last_day (all days but the last train, the last is halved into validation and test) or "
@@ -45,7 +49,7 @@ class AvazuConfig(DatasetConfig):
         split = ("day", "hour") if self.protocol == "last_day" else ("random", self.seed)
         columns = Columns(label="click", categorical=list(FEATURES), split=split)
         in_files = dataclasses.replace(columns, categorical=["hour", *IN_FILES], split=("random", 0))
-        return TabularRows(self.source, columns, on_bad_rows, self.vocabulary == "none", with_hours, in_files)
+        return TabularRows(self.source, columns, on_bad_rows, self.vocabulary == "none", with_hours, in_files, MEMBERS)
 
 
 def with_hours(table: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
+from recemb.datasets.containers import bare_name
 from recemb.datasets.criteo import CriteoText
 from recemb.datasets.criteo_text import CriteoSpelling, parse_block
 from recemb.datasets.parallel import ordered
@@ -20,12 +21,14 @@ from recemb.options import RecembError, option
 
 @dataclass(kw_only=True)
 class CriteoTerabyteConfig(CriteoSpelling, DatasetConfig):
-    """day_0 to day_23 or some of them, gzipped or not; the number in a file's name is its day."""
+    """day_0 to day_23 or some of them, compressed or not; the number in a file's name is its day."""
 
     name: ClassVar[str] = "criteo_terabyte"
 
     path: str = option("data/criteo_terabyte", "folder of the prepared data set")
-    source: Any = option(None, "the folder with day_0 to day_23, plain or .gz, or some of these files, in any order")
+    source: Any = option(
+        None, "the folder with day_0 to day_23, plain or compressed, or some of these files, in any order"
+    )
     protocol: str = option(
         "last_day",
         "how rows are split: last_day (all days but the last train; the first half of the last is validation, the "
@@ -58,7 +61,13 @@ class CriteoDays(CriteoText):
 
         def parse(block: Block) -> tuple[RawChunk, Counter[str]]:
             chunk, skipped = parse_block(block, self._on_bad_rows)
-            return chunk._replace(split=np.full(len(chunk.labels), self._day_of[block.path], np.uint16)), skipped
+            return chunk._replace(
+                split=np.full(
+                    len(chunk.labels),
+                    self._day_of[block.path if block.path in self._day_of else block.path.parent],
+                    np.uint16,
+                )
+            ), skipped
 
         for chunk, skipped in ordered(pool, parse, read_blocks(self._paths, self._block_bytes)):
             self.skipped.update(skipped)
@@ -69,7 +78,7 @@ def _days(source: Any) -> dict[Path, int]:
     """Return the files in the order of their days, and these."""
     folder = Path(source).expanduser() if isinstance(source, str) and source else None
     if folder is not None and folder.is_dir():
-        paths = [path for path in folder.iterdir() if re.fullmatch(r"day_[0-9]{1,4}(\.gz)?", path.name)]
+        paths = [path for path in folder.iterdir() if re.fullmatch(r"day_[0-9]{1,4}", bare_name(path))]
         if not paths:
             raise RecembError(f"{source} has no files day_0, day_1, … in it; name the folder that holds them.")
         paths = find_files([str(path) for path in paths])

@@ -21,13 +21,15 @@ FEATURES = (
 
 @dataclass(kw_only=True)
 class KddCup2012Config(DatasetConfig):
-    """`training.txt` of track 2, gzipped or not: tab-separated, without a header."""
+    """`training.txt` of track 2, compressed or not: tab-separated, without a header."""
 
     name: ClassVar[str] = "kdd12"
     texts: ClassVar[bool] = True
 
     path: str = option("data/kdd12", "folder of the prepared data set")
-    source: Any = option(None, "training.txt, plain or .gz: a file, a glob pattern, or several in a list")
+    source: Any = option(
+        None, "training.txt, plain or compressed, or track2.zip: a file, a glob pattern, or several in a list"
+    )
     protocol: str = option(
         "random", "how rows are split: random; the files hold no time, so that an order says nothing"
     )
@@ -51,4 +53,4 @@ class KddCup2012Config(DatasetConfig):
             header=["Click", "Impression", *FEATURES],
             quoting=False,
         )
-        return TabularRows(self.source, columns, on_bad_rows, self.vocabulary == "none")
+        return TabularRows(self.source, columns, on_bad_rows, self.vocabulary == "none", members=("training.txt",))

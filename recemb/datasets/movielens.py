@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
+from recemb.datasets.containers import COMPRESSED, bare_name, format_of, open_text
 from recemb.datasets.movielens_text import BadRows, read_movies, read_ratings, read_users, spelling_of
 from recemb.datasets.parallel import ordered
 from recemb.datasets.spelling import Spelling
@@ -28,12 +29,14 @@ FEATURES = ("user", "movie", "gender", "age", "occupation", "zip")
 
 @dataclass(kw_only=True)
 class MovieLens1MConfig(DatasetConfig):
-    """The `ml-1m` folder of GroupLens: ratings.dat, users.dat and movies.dat, each gzipped or not."""
+    """The `ml-1m` folder of GroupLens: ratings.dat, users.dat and movies.dat, each compressed or not, or ml-1m.zip."""
 
     name: ClassVar[str] = "movielens_1m"
 
     path: str = option("data/movielens_1m", "folder of the prepared data set")
-    source: str | None = option(None, "the ml-1m folder: ratings.dat, users.dat and movies.dat, plain or .gz")
+    source: str | None = option(
+        None, "the ml-1m folder with ratings.dat, users.dat and movies.dat, plain or compressed; or ml-1m.zip"
+    )
     protocol: str = option("random", "how rows are split: random; they lie by user, so that an order says nothing")
     min_count: int = option(1, "a value seen fewer times than this in the training rows is out of vocabulary")
     genres: bool = option(False, "add the movie's genres, a multi-valued feature")
@@ -60,7 +63,7 @@ class MovieLensRows(RowSource):
     """The ratings in the order of their file, without those of 3.
 
     Args:
-        source: the folder.
+        source: the folder, or an archive of it.
         on_bad_rows: "error" or "skip"; a rating of a user or movie that was left out is itself a bad row.
         genres: add the multi-valued feature.
         block_bytes: how much text is parsed at a time; 0 = the usual amount.
@@ -78,15 +81,15 @@ class MovieLensRows(RowSource):
         self._on_bad_rows = on_bad_rows
         self._block_bytes = block_bytes
         self.multi_valued = ("genres",) if genres else ()
-        self.files = [describe(path) for path in self._paths]
+        self.files = [describe(path) for path in dict.fromkeys(self._paths)]
         self.total = sum(file["size"] for file in self.files)
 
     def chunks(self, pool: ThreadPoolExecutor) -> Iterator[RawChunk]:
         """Yield all rows; users and movies, of which there are thousands, are read first and held."""
         users_path, movies_path, ratings_path = self._paths
         bad = BadRows(self._on_bad_rows)
-        users = read_users(read_blocks([users_path], self._block_bytes), bad)
-        movies, genres = read_movies(read_blocks([movies_path], self._block_bytes), bad)
+        users = read_users(read_blocks([users_path], self._block_bytes, FILES[:1]), bad)
+        movies, genres = read_movies(read_blocks([movies_path], self._block_bytes, FILES[1:2]), bad)
         self.skipped.update(bad.skipped)
         user_at, movie_at = pd.Index(users[0].astype(np.int64)), pd.Index(movies.astype(np.int64))
         before = self.total - self.files[-1]["size"]
@@ -101,7 +104,7 @@ class MovieLensRows(RowSource):
             labels = (ratings[kept] > 3).astype(np.uint8)
             return RawChunk(labels, [], tokens, [None] * len(tokens), before + block.position, bags=bags), bad.skipped
 
-        for chunk, skipped in ordered(pool, parse, read_blocks([ratings_path], self._block_bytes)):
+        for chunk, skipped in ordered(pool, parse, read_blocks([ratings_path], self._block_bytes, FILES[2:])):
             self.skipped.update(skipped)
             yield chunk
 
@@ -116,12 +119,23 @@ def _find(source: str | None) -> list[Path]:
     folder = Path(source).expanduser()
     if not folder.exists():
         raise RecembError(f"There is no folder {source}; dataset.source must be the ml-1m folder, with {needed}.")
+    if folder.is_file() and format_of(folder):
+        paths = [find_files(str(folder), members=(name,))[0] for name in FILES]
+        if all(map(_is_archive_with, paths, FILES)):
+            return paths
     if not folder.is_dir():
-        raise RecembError(f"{source} is not a folder; dataset.source must be the ml-1m folder, with {needed}.")
+        raise RecembError(
+            f"{source} is not a folder; dataset.source must be the ml-1m folder, with {needed}, or ml-1m.zip."
+        )
     paths = []
     for name in FILES:
-        found = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
+        found = [path for ending in ("", *COMPRESSED) if (path := folder / f"{name}{ending}").exists()]
         if not found:
             raise RecembError(f"{source} has no {name} or {name}.gz; dataset.source must be a whole ml-1m folder.")
         paths += find_files(str(found[0]))
     return paths
+
+
+def _is_archive_with(path: Path, name: str) -> bool:
+    with path.open("rb") as raw, open_text(path, raw, (name,)) as (where, _):
+        return where != path and bare_name(where) == name

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recemb.datasets.base import BAD_ROW_POLICIES, DatasetConfig, RowSource
+from recemb.datasets.containers import COMPRESSED
 from recemb.datasets.machine import writing_to
 from recemb.datasets.passes import Preparation
 from recemb.datasets.prepared import META, PreparedDataset
@@ -79,7 +80,7 @@ def _bytes_needed(source: RowSource) -> int:
     """Guess the size of spool and Arrow files together from what a row of Criteo takes."""
     if not source.files:
         return source.total * 330
-    return round(sum(file["size"] * (4.0 if file["name"].endswith(".gz") else 1.4) for file in source.files))
+    return round(sum(file["size"] * (4.0 if file["name"].endswith(COMPRESSED) else 1.4) for file in source.files))
 
 
 def _check_min_counts(config: DatasetConfig, source: RowSource) -> None:

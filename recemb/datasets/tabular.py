@@ -23,14 +23,16 @@ _KINDS = {"column": "code", "time": "time", "day": "day", "random": "code"}
 
 @dataclass(kw_only=True)
 class TabularConfig(DatasetConfig):
-    """CSV or Parquet files of any columns, described by a short YAML file."""
+    """CSV, Parquet or Arrow files of any columns, described by a short YAML file."""
 
     name: ClassVar[str] = "tabular"
     protocols: ClassVar[tuple[str, ...]] = ("columns",)
     texts: ClassVar[bool] = True
 
     path: str = option("data/tabular", "folder of the prepared data set")
-    source: Any = option(None, "CSV (plain or .gz) or Parquet: a file, a glob pattern, or several in a list")
+    source: Any = option(
+        None, "CSV (plain or compressed), Parquet or Arrow: a file, a glob pattern, or several in a list"
+    )
     columns: Any = option(
         None,
         "YAML file that names the columns: label, dense, categorical, multi_valued and split, e.g. "
@@ -63,6 +65,7 @@ class TabularRows(RowSource):
         raw_ids: values are ids, and not texts.
         derive: makes the columns that `columns` names of those in the files.
         in_files: what the files have, where that is not `columns`.
+        members: which file to read of an archive that holds several; see `containers.open_text`.
         block_bytes: how much of a CSV is parsed at a time; 0 = the usual amount.
     """
 
@@ -76,11 +79,12 @@ class TabularRows(RowSource):
         raw_ids: bool = False,
         derive: Derive | None = None,
         in_files: Columns | None = None,
+        members: tuple[str, ...] = (),
         block_bytes: int = 0,
     ) -> None:
         super().__init__()
-        paths, skip_bad = find_files(source), on_bad_rows == "skip"
-        self._table = Table(paths, in_files or columns, skip_bad, block_bytes)
+        paths, skip_bad = find_files(source, members=members, tables=True), on_bad_rows == "skip"
+        self._table = Table(paths, in_files or columns, skip_bad, block_bytes, members)
         self._parse = RowParser(columns, skip_bad, raw_ids, derive)
         self._columns = columns
         self.dense_names = tuple(columns.dense)

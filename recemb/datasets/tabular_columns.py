@@ -21,7 +21,7 @@ _EXAMPLE = "label: clicked, categorical: [user, item], dense: [price], split: {t
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What each column of a table is; a column that is named nowhere is left out.
+    r"""What each column of a table is; a column that is named nowhere is left out.
 
     Attributes:
         label: the column of the label.
@@ -31,7 +31,8 @@ class Columns:
         multi_valued: columns with any number of values a row, and what separates them; "" = they are lists.
         split: how rows are split: "column", "time" or "random", and by which column, or with which seed.
         rename: features by the columns they come from, where their names differ.
-        separator: what separates the columns of a CSV; "" = a tab in files that end in .tsv, else a comma.
+        separator: what separates the columns of a CSV, also several characters, or `\s+` for any blanks
+            and tabs; "" = a tab in files that end in .tsv, else a comma.
         header: names of a CSV's columns where its first line has none.
         quoting: a CSV's values may be in double quotes.
     """
@@ -105,7 +106,7 @@ def read_columns(given: Any, seed: int, option: str = "dataset.columns") -> Colu
         multi_valued=_named(values, "multi_valued", where, ""),
         split=_split(values["split"], seed, where),
         rename=_named(values, "rename", where, None),
-        separator=_text(values.get("separator", ""), "separator", where),
+        separator=_separator(values.get("separator", ""), where),
         header=list(_named(values, "header", where, "")),
         quoting=_yes_or_no(values.get("quoting", True), where),
     )
@@ -175,6 +176,11 @@ def _text(value: Any, what: str, where: str) -> str:
     return str(value)
 
 
+def _separator(value: Any, where: str) -> str:
+    text = _text(value, "separator", where)
+    return "\t" if text == r"\t" else text  # as YAML reads it outside of double quotes
+
+
 def _yes_or_no(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise RecembError(f"{where}: quoting is {value!r}; it must be true or false.")
@@ -196,8 +202,11 @@ def _check(columns: Columns, where: str) -> None:
             raise RecembError(f"{where}: the transform of {name} is {kind!r}; it must be one of {known}.")
     for name in features:
         _check_name(name, where)
-    if len(columns.separator) > 1 or columns.separator in ('"', "\n", "\r"):
-        raise RecembError(f"{where}: separator is {columns.separator!r}; it must be one character, e.g. ';'.")
+    if set(columns.separator) & set('"\n\r'):
+        raise RecembError(
+            f"{where}: separator is {columns.separator!r}; it must be one or more characters, none of them a double "
+            "quote or the end of a line, e.g. ';' or '::'."
+        )
     for column, name in columns.rename.items():
         if name not in columns.needed:
             raise RecembError(f"{where} renames {column!r} to {name!r}, which is named nowhere else; name it.")

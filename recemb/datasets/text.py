@@ -1,13 +1,17 @@
-"""Reads text files, gzipped or not, as blocks of whole lines, and finds them from what a person writes."""
+"""Reads text files, compressed or not, as blocks of whole lines, and finds them from what a person writes."""
 
 import glob
 import gzip
+import lzma
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from recemb.datasets.containers import COLUMNAR, format_of, open_text
 from recemb.options import RecembError
 
 BLOCK_BYTES = 4 << 20  # fits the last-level cache with its parsed columns; 16 MB is a third slower
@@ -18,7 +22,7 @@ class Block(NamedTuple):
     """Some whole lines of a file.
 
     Attributes:
-        path: the file.
+        path: the file; of an archive, the name of the file in it as if the archive were a folder.
         text: the lines with their ends; the last line of a file may lack its end.
         first_line: number of the first of them in the file's text, from 1.
         position: bytes of all files read so far, as they lie on disk.
@@ -30,12 +34,19 @@ class Block(NamedTuple):
     position: int
 
 
-def find_files(source: Any, option: str = "dataset.source") -> list[Path]:
+def find_files(
+    source: Any, option: str = "dataset.source", members: tuple[str, ...] = (), tables: bool = False
+) -> list[Path]:
     """Return the files that `source` names.
 
     Args:
         source: a path, a glob pattern, several of them in a list or with commas between.
         option: what the user calls `source`.
+        members: which file to read of an archive that holds several; see `containers.open_text`.
+        tables: Parquet and Arrow files are read too.
+
+    Raises:
+        RecembError: there is no such file, or it is no text and says what it is by its first bytes.
     """
     if source is None or source == "" or source == []:
         raise RecembError(
@@ -52,6 +63,7 @@ def find_files(source: Any, option: str = "dataset.source") -> list[Path]:
         raise RecembError(f"{option}={source} names no file.")
     for path in files:
         _check(path, option)
+        _look_inside(path, members, tables)
     return files
 
 
@@ -61,23 +73,21 @@ def describe(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
-def read_blocks(files: list[Path], block_bytes: int = 0) -> Iterator[Block]:
+def read_blocks(files: list[Path], block_bytes: int = 0, members: tuple[str, ...] = ()) -> Iterator[Block]:
     """Yield the text of several files in order, cut at line ends.
 
     Args:
-        files: read one after the other; gzip is told by its first two bytes and not by the name.
+        files: read one after the other, each by what its first bytes say that it is.
         block_bytes: about how long a block is; 0 = `BLOCK_BYTES`.
+        members: which file to read of an archive that holds several; see `containers.open_text`.
     """
     read_before = 0
     for path in files:
         size, empty = path.stat().st_size, True
-        with _readable(path), path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            text: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
-            for first_line, block in _whole_lines(path, text, block_bytes or BLOCK_BYTES):
+        with _readable(path), path.open("rb") as raw, open_text(path, raw, members) as (where, text):
+            for first_line, block in _whole_lines(where, text, block_bytes or BLOCK_BYTES):
                 empty = empty and not block.strip()
-                yield Block(path, block, first_line, read_before + min(raw.tell(), size))
+                yield Block(where, block, first_line, read_before + min(raw.tell(), size))
         if empty:
             raise RecembError(f"{path} is empty; it must hold one row a line.")
         read_before += size
@@ -100,11 +110,20 @@ def _check(path: Path, option: str) -> None:
         if not path.exists():
             raise RecembError(f"There is no file {path}; mend {option}.")
         if not path.is_file():
-            raise RecembError(f"{path} is not a regular file; {option} must name text files or gzipped ones.")
+            raise RecembError(f"{path} is not a regular file; {option} must name text files, plain or compressed.")
         with path.open("rb"):
             pass
     except OSError as error:
         raise RecembError(f"{path} cannot be read ({error.strerror}); mend {option} or its permissions.") from error
+
+
+def _look_inside(path: Path, members: tuple[str, ...], tables: bool) -> None:
+    """Meet now what would else be met after the hours that the files before it take."""
+    with _readable(path):
+        if tables and format_of(path) in COLUMNAR:
+            return
+        with path.open("rb") as raw, open_text(path, raw, members):
+            pass
 
 
 @contextmanager
@@ -113,11 +132,15 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except EOFError:
         raise RecembError(
-            f"{path} ends in the middle of its gzip stream; it is cut short, so fetch it again."
+            f"{path} ends in the middle of its {format_of(path)} stream; it is cut short, so fetch it again."
         ) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        raise RecembError(f"{path} is damaged (what begins as {error.encoding} is none); write it again.") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise RecembError(f"{path} is damaged ({error}); fetch it again.") from error
     except OSError as error:
+        if error.errno is None:  # not the system's word but that of a decompressor
+            raise RecembError(f"{path} is damaged ({error}); fetch it again.") from error
         raise RecembError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 

@@ -228,6 +228,7 @@ def test_damaged_gzip(tmp_path):
 
 def test_a_text_without_line_ends_is_refused_in_little_memory(tmp_path):
     with (tmp_path / "train.txt").open("wb") as file:
+        file.write(b"1" * 4096)
         file.truncate(1 << 30)
     with refused(tmp_path, "line 1 is longer than 16 MiB"):
         prepare(CriteoConfig(path=str(tmp_path / "out"), source=str(tmp_path / "train.txt")), progress=False)

@@ -89,7 +89,10 @@ def test_rows_of_too_few_values_and_other_broken_files(tmp_path):
     assert dataset.meta["skipped"] == {"fields": 1}
     assert_prepared(dataset, rows)
     for content, words in (
-        (b"".join(lines).replace(b",x,", b",\xff,", 1), "must be UTF-8"),
+        (
+            b"".join(lines).replace(b",x,", b",\xff,", 1),
+            "c.csv line 2 is not UTF-8 text, which it must be; .*iconv -f WINDOWS-1252",
+        ),
         (b"PAR1" + b"x" * 50, "is damaged"),
         (b"a,b\n1,2\n", "has no column 'clicked'; it has 'a', 'b'"),
         (b"clicked," + lines[0] + lines[1], "has 2 columns named 'clicked'"),
@@ -142,7 +145,7 @@ def test_a_name_that_cannot_be_is_refused_and_can_be_another(tmp_path, name):
         ({"categorical": ["user", "price"]}, "names 'price' in several places"),
         ({"categorical": [True]}, "is True; it must be a text"),
         ({"dense": {"price": "sqrt"}}, "the transform of price is 'sqrt'; it must be one of log, none"),
-        ({"separator": "||"}, "separator is '||'; it must be one character"),
+        ({"separator": "|\n"}, "separator is '|\\n'; it must be one or more characters"),
         ({"rename": {"a": "b"}}, "renames 'a' to 'b', which is named nowhere else"),
         ({"rename": {"a": "user", "b": "user"}}, "renames 'a' and 'b' to 'user'; a feature is one column"),
         ({"quoting": "no"}, "quoting is 'no'; it must be true or false"),
