@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import logging
 import lzma
 import tarfile
 import zipfile
@@ -13,6 +14,10 @@ from typing import IO, Any, NamedTuple
 
 from recemb.datasets.containers import COLUMNAR, format_of, open_text
 from recemb.options import RecembError
+
+log = logging.getLogger(__name__)
+
+_READ_AS = {"bz2": "bzip2", "zip": "a zip archive", "tar": "a tar archive", "utf-16": "UTF-16", "utf-32": "UTF-32"}
 
 BLOCK_BYTES = 4 << 20  # fits the last-level cache with its parsed columns; 16 MB is a third slower
 LONGEST_LINE_BYTES = 16 << 20
@@ -122,8 +127,11 @@ def _look_inside(path: Path, members: tuple[str, ...], tables: bool) -> None:
     with _readable(path):
         if tables and format_of(path) in COLUMNAR:
             return
-        with path.open("rb") as raw, open_text(path, raw, members):
-            pass
+        kind = format_of(path)
+        with path.open("rb") as raw, open_text(path, raw, members) as (where, _):
+            member = f", {where.name} in the archive" if where != path else ""
+            if kind:
+                log.info("%s is read as it is: %s%s", path, _READ_AS.get(kind, kind), member)
 
 
 @contextmanager

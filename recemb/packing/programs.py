@@ -39,8 +39,12 @@ def capture(module: nn.Module, inputs: dict[str, Tensor]) -> torch.export.Export
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write a program that `torch.export.load` reads."""
+    # By way of memory: on a disk that fills up torch's own writer ends the process instead of raising.
+    content = io.BytesIO()
     with _quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+    with path.open("wb") as file:
+        file.write(content.getbuffer())
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, output: str) -> list[str]:

@@ -5,7 +5,10 @@ the backbone with its options. Nothing in the file is ever executed; what it say
 holds before a module is made of it.
 """
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,9 @@ def save_model(model: ServingModel, config: ModelConfig, dense: int, path: Path)
         config: what its backbone was built from.
         dense: K, the number of dense features.
         path: the file.
+
+    Raises:
+        OSError: it cannot be written.
     """
     method = model.tables.method
     layout = method.layout
@@ -61,7 +67,17 @@ def save_model(model: ServingModel, config: ModelConfig, dense: int, path: Path)
         "dense": dense,
     }  # fmt: skip
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", _KEY: json.dumps(header, separators=(",", ":"))})
+    try:
+        save_file(tensors, path, metadata={"format": "pt", _KEY: json.dumps(header, separators=(",", ":"))})
+    except SafetensorError as error:
+        raise _as_os_error(error, path) from error
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """Make what safetensors tells of the file system an error of Python's."""
+    code = re.search(r"\(os error (\d+)\)|code: (\d+)", str(error))
+    number = int(code[1] or code[2]) if code else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def load_model(path: Path) -> ServingModel:

@@ -56,7 +56,10 @@ def log_evaluation(trainer: "Trainer") -> None:
         if writer is None:
             continue
         for name, sampled in vectors.items():
-            writer.add_histogram(trainer.tag(f"norms/{name}"), sampled.norm(dim=1), step, bins=_BINS)
+            norms = sampled.norm(dim=1)
+            norms = norms[norms.isfinite()]  # NaN where training diverges, which the loss of the next step tells
+            if norms.numel():
+                writer.add_histogram(trainer.tag(f"norms/{name}"), norms, step, bins=_BINS)
         if collection.method.config.learns:
             pruned = {name: pruned_share(sampled) for name, sampled in vectors.items()}
             for name, share in pruned.items():

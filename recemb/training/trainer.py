@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.options import RecembError
@@ -22,6 +21,7 @@ from recemb.tables.precision import round_rows_
 from recemb.training.build import Built, trained_beside_rows
 from recemb.training.checkpoint import load_weights, save_weights
 from recemb.training.evaluation import Evaluation, evaluate, progress_bar, rows_of
+from recemb.training.events import EventWriter
 from recemb.training.optimizers import Optimizers
 from recemb.training.processes import is_first, mean_over_processes, on_first, rank, together, world_size
 from recemb.training.record import CHECKPOINT, UNFINISHED
@@ -115,19 +115,19 @@ class Trainer:
         self.steps = Steps(
             built, self.collections, self.optimizers, self.device, world_size(), pipelined=config.pipelined
         )
-        self._writer: SummaryWriter | None = None
+        self._writer: EventWriter | None = None
         self._unread: list[Tensor] = []
         self._kept_at = time.monotonic()
         self._batches = len(dataset.batches("train", config.batch_size))
         self._total = min(self._batches * config.epochs, config.steps or math.inf)
 
     @property
-    def writer(self) -> SummaryWriter | None:
+    def writer(self) -> EventWriter | None:
         """Where events go: to TensorBoard in the first process, nowhere in the others."""
         if self._writer is None and is_first():
             # Events after the state that is gone on from would be shown twice.
-            self._writer = SummaryWriter(
-                str(self.folder), purge_step=self.progress.steps or None, flush_secs=_SECONDS_TO_FLUSH
+            self._writer = EventWriter(
+                self.folder, purge_step=self.progress.steps or None, flush_secs=_SECONDS_TO_FLUSH
             )
         return self._writer
 
@@ -295,16 +295,23 @@ class Trainer:
         """Evaluate on validation rows, keep the weights if they are the best so far, and say whether to stop."""
         metrics, _, _ = self.evaluate("valid")
         progress, monitor = self.progress, self.config.monitor
+        # First of all: what a broken model looks up cannot be drawn.
+        if math.isnan(metrics["logloss"]):
+            raise DivergedError(
+                f"the model's predictions are NaN at step {progress.steps} (epoch {progress.epochs:.2f}, lr "
+                f"{self.config.lr:g}, table_lr {self.config.table_lr:g}). Lower trainer.table_lr or trainer.lr."
+            )
+        if math.isnan(metrics[monitor]):
+            raise DivergedError(
+                f"{monitor} on validation is not defined, since its rows are all of one class; prepare more rows, or "
+                "use trainer.monitor=logloss."
+            )
         for name, value in metrics.items():
-            self._log(f"valid/{name}", value)
+            if not math.isnan(value):
+                self._log(f"valid/{name}", value)
         for name, value in (item for one in self.collections for item in one.method.scalars().items()):
             self._log(f"tables/{name}", value)
         log_evaluation(self)
-        if math.isnan(metrics[monitor]):
-            raise DivergedError(
-                f"{monitor} on validation is no number: its rows are all of one class, or the weights are broken; "
-                "prepare more rows, or use trainer.monitor=logloss."
-            )
         if progress.epochs < self.keep_from:
             return False
         sign = 1 if monitor == "logloss" else -1

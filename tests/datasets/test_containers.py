@@ -89,12 +89,16 @@ def test_a_table_is_read_as_what_it_holds(tmp_path, wrapping):
     assert_prepared(prepared(tmp_path, str(tmp_path / "rows")), ROWS)
 
 
-def test_files_in_different_wrappings_are_one_table(tmp_path):
+def test_files_in_different_wrappings_are_one_table(tmp_path, caplog):
+    caplog.set_level("INFO", "recemb")
     parts = np.array_split(np.arange(len(ROWS)), len(COMPRESS))
     for part, (name, compress) in zip(parts, COMPRESS.items(), strict=True):
         content = samples.to_csv([ROWS[i] for i in part])
         (tmp_path / f"{part[0]:03d}.csv.{name}").write_bytes(compress(content))
     assert_prepared(prepared(tmp_path, f"{tmp_path}/*.csv.*"), ROWS)
+    told = [record.message for record in caplog.records if "is read as it is" in record.message]
+    assert len(told) == len(COMPRESS)
+    assert any(line.endswith("bzip2") for line in told)
 
 
 @pytest.mark.parametrize("compression", ["uncompressed", "zstd"])
