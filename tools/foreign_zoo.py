@@ -9,6 +9,7 @@ import importlib
 import io
 import logging
 import os
+import random
 import sys
 import warnings
 from collections import OrderedDict
@@ -59,18 +60,18 @@ class ClickLog:
     @classmethod
     def make(cls, rows: int, seed: int) -> "ClickLog":
         """Draw users, items and clicks from latent factors."""
-        random = np.random.default_rng(seed)
-        users, items = random.normal(size=(USERS + 1, 2)), random.normal(size=(ITEMS + 1, 2))
-        category_of_item = np.concatenate([[0], random.integers(1, CATEGORIES + 1, ITEMS)])
+        draw = np.random.default_rng(seed)
+        users, items = draw.normal(size=(USERS + 1, 2)), draw.normal(size=(ITEMS + 1, 2))
+        category_of_item = np.concatenate([[0], draw.integers(1, CATEGORIES + 1, ITEMS)])
         # Items that a user likes come first; a tenth of the users have a short history.
-        liked = np.argsort(-(users @ items[1:].T + random.gumbel(size=(USERS + 1, ITEMS))), axis=1)[:, :HISTORY] + 1
-        liked[random.random(USERS + 1) < 0.1, HISTORY // 2 :] = 0
+        liked = np.argsort(-(users @ items[1:].T + draw.gumbel(size=(USERS + 1, ITEMS))), axis=1)[:, :HISTORY] + 1
+        liked[draw.random(USERS + 1) < 0.1, HISTORY // 2 :] = 0
         # Popular ids are looked up more often.
-        user = np.minimum(random.zipf(1.2, rows * 4), 10**9)
-        user, item = user[user <= USERS][:rows], np.ceil(ITEMS * random.random(rows) ** 2).astype(np.int64)
+        user = np.minimum(draw.zipf(1.2, rows * 4), 10**9)
+        user, item = user[user <= USERS][:rows], np.ceil(ITEMS * draw.random(rows) ** 2).astype(np.int64)
         user = np.resize(user, rows).astype(np.int64)
         logit = 2 * (users[user] * items[item]).sum(axis=1) + 0.02 * (category_of_item[item] - CATEGORIES / 2)
-        label = (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+        label = (draw.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         return cls(user, item, category_of_item, liked, label)
 
 
@@ -83,7 +84,7 @@ def quiet() -> Iterator[None]:
 
 
 def install_shims() -> None:
-    """Make the libraries import and run beside today's numpy and scipy, and without a network; see SHIMS."""
+    """Make the libraries import and run beside today's numpy and scipy, and without a network; see NOTES."""
     numpy: Any = np
     for name, now in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
         if not hasattr(numpy, name):
@@ -101,10 +102,31 @@ def install_shims() -> None:
     sys.argv = sys.argv[:1]  # RecBole reads options from the command line
 
 
-SHIMS = """\
-- `numpy.float_`, `complex_` and `unicode_`, which RecBole's `Config` names, are given back (numpy 2 dropped them).
-- `scipy.sparse.dok_matrix._update`, which RecBole's LightGCN calls, is given back (scipy dropped it).
-- `requests.get` raises, for DeepCTR-Torch asks a server for its newest version when it is imported."""
+NOTES = """\
+## How the libraries are made to run
+
+They are installed without their own requirements, which contradict each other and recemb's: RecBole asks for ray 2.6.3
+or older, which only its tuner imports, and for exact old versions of colorlog and colorama; FuxiCTR asks for ray 2.52
+or newer. pandas stays below 3, whose columns RecBole could no longer fill in place. Three things are changed before
+they are imported:
+
+- `numpy.float_`, `complex_` and `unicode_`, which RecBole's `Config` names (numpy 2 dropped them).
+- `scipy.sparse.dok_matrix._update`, which RecBole's LightGCN calls (scipy dropped it).
+- `requests.get` raises, for DeepCTR-Torch asks a server for its newest version when it is imported.
+
+FuxiCTR's package carries only its LongCTR models, so these are the ones tried.
+
+## What to do in such a model after `recemb.compress`
+
+- **Make a new optimizer** (`model.compile(...)` in DeepCTR-Torch and FuxiCTR, a new `Trainer` in RecBole). The old one
+  still holds the old tables, so that neither memory nor a file of the whole model gets smaller. "Saved file" is
+  `torch.save(model)`, with the optimizer where the model has it: as trained, and after the rest was trained on.
+- **DeepCTR-Torch** also lists its tables in `model.regularization_weight` and keeps them there: save the `state_dict`,
+  or empty that list if the rest needs no regularization.
+- **RecBole's LightGCN** keeps the vectors of its last prediction in `restore_user_e` and `restore_item_e`: set both to
+  None, or it goes on predicting with the old tables.
+- BPR and LightGCN have no parameters but their tables, so there is nothing to train on.
+"""
 
 
 def deepctr(name: str, log: ClickLog, folder: Path) -> ForeignModel:
@@ -301,6 +323,8 @@ def build(library: str, name: str, log: ClickLog, folder: Path) -> ForeignModel:
     """Build a library's model in a folder of its own, which becomes the current one, for RecBole writes into it."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
+    random.seed(0)
+    np.random.seed(0)  # RecBole draws from all three
     torch.manual_seed(0)
     return MODELS[library][0](name, log, folder)
 
