@@ -37,5 +37,5 @@ def asked_options(config: Any, asked_table: Any, advice: Any) -> dict[str, Any]:
 
 
 def metric_text(value: float | None) -> str:
-    """Write an AUC or a logloss: "0.7891", "undefined" where it is NaN, which is null in a record."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
+    """Write an AUC or a logloss: "0.7891", "not defined" where it is NaN, which is null in a record."""
+    return "not defined" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -105,9 +105,9 @@ def test_a_trade_off_side_by_side_comes_to_the_same_and_goes_on(data: str, tmp_p
     assert again.returncode == 0, again.stderr
     assert "6 complete already" in again.stderr
     assert "2 too small a budget" in again.stderr
-    assert "valid AUC undefined, logloss 0." in again.stderr
+    assert "valid AUC not defined, logloss 0." in again.stderr
     assert log.read_text().startswith("what it said before\n")
-    assert "test AUC undefined, logloss 0." in log.read_text()
+    assert "test AUC not defined, logloss 0." in log.read_text()
     made = records(tmp_path / "alone")
     assert {one["status"] for one in made.values()} == {"completed"}
     assert {name for name in made if made[name]["seconds"] != others[name]["seconds"]} == {gone, failed}

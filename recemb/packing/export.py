@@ -27,6 +27,7 @@ from recemb.packing.load import MANIFEST, MANIFEST_SCHEMA, WEIGHTS, describe_fil
 from recemb.packing.programs import capture, run_onnx, write_onnx, write_pt2
 from recemb.packing.serving import ServingModel, ServingTables, Widths
 from recemb.packing.weights import load_model, save_model
+from recemb.record import metric_text
 from recemb.tables.bags import flat_ids
 from recemb.training.reopen import TrainedRun
 
@@ -171,8 +172,21 @@ def _emptied(sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
 def _example(run: TrainedRun, model: ServingModel) -> dict[str, Tensor]:
     """Some rows in the form that the model takes, to trace it and to show."""
     batch = next(iter(run.dataset.batches("test", _EXAMPLE_ROWS)))
-    values, offsets = flat_ids(batch.sparse, model.tables.features)
-    return {"dense": batch.dense.nan_to_num(), "values": values, "offsets": offsets}
+    # A single row, or a single id, would be kept in a graph as the one number of them that there can be.
+    times = -(-_EXAMPLE_ROWS // len(batch.labels))
+    sparse = _repeated(batch.sparse, times)
+    values, offsets = flat_ids(sparse, model.tables.features)
+    return {"dense": batch.dense.nan_to_num().repeat(times, 1), "values": values, "offsets": offsets}
+
+
+def _repeated(sparse: KeyedJaggedTensor, times: int) -> KeyedJaggedTensor:
+    """The rows of a batch so many times over."""
+    bags = [jagged.to_dense() * times for jagged in sparse.to_dict().values()]
+    return KeyedJaggedTensor(
+        keys=sparse.keys(),
+        values=torch.cat([ids for feature in bags for ids in feature]),
+        lengths=torch.tensor([len(ids) for feature in bags for ids in feature]),
+    )
 
 
 def _write_example(model: ServingModel, inputs: dict[str, Tensor], folder: Path) -> None:
@@ -206,7 +220,7 @@ def _manifest(
 def _write_readme(manifest: dict[str, Any], folder: Path) -> None:
     text = resources.files("recemb.packing").joinpath("README.md.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(text)
-    (folder / "README.md").write_text(template.render(**manifest), encoding="utf-8")
+    (folder / "README.md").write_text(template.render(**manifest, metric=metric_text), encoding="utf-8")
 
 
 def _refuse_to_touch(folder: Path, overwrite: bool) -> None:

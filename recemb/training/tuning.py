@@ -21,6 +21,7 @@ import numpy as np
 
 from recemb.datasets import PreparedDataset
 from recemb.options import RecembError
+from recemb.record import metric_text
 from recemb.tables.base import TableConfig, TableSpec
 from recemb.training.processes import on_first
 from recemb.training.record import TUNING, RunFolder, TrialFolder, read_trial
@@ -170,8 +171,10 @@ class Tuning:
     def _announce(self) -> None:
         last, best, number = self.tried[-1], self._best(), len(self.tried)
         broken = last.get("error", "").removesuffix(".")
-        said = broken or f"valid {self.monitor} {last['valid'][self.monitor]:.4f}"
-        top = "" if best is None else f"; best {self.tried[best - 1]['valid'][self.monitor]:.4f} (trial {best})"
+        said = broken or f"valid {self.monitor} {metric_text(last['valid'][self.monitor])}"
+        top = ""
+        if best is not None:
+            top = f"; best {metric_text(self.tried[best - 1]['valid'][self.monitor])} (trial {best})"
         log.info("trial %d of %d: %s: %s%s", number, self.config.tune.trials, _in_words(last), said, top)
 
     def _folder(self, number: int) -> Path:
