@@ -82,11 +82,20 @@ def largest_within(budget_bytes: int, bytes_of: Callable[[int], int], smallest: 
     """
     least = bytes_of(smallest)
     if least > budget_bytes:
-        raise TooSmallBudgetError(
-            f"{what} cannot be made as small as {format_bytes(budget_bytes)} ({budget_bytes:,} bytes): "
-            f"the least possible is {least:,} bytes ({format_bytes(least)}). Give a budget of at least that."
-        )
+        raise too_small(what, budget_bytes, least)
     return smallest + bisect.bisect_right(range(smallest, largest + 1), budget_bytes, key=bytes_of) - 1
+
+
+def too_small(what: str, budget_bytes: int, least: int) -> TooSmallBudgetError:
+    """Return the error of a budget that is less than the least possible bytes of what it is for."""
+    asked, possible = format_bytes(budget_bytes), format_bytes(least)
+    if asked == possible:  # to three digits, which then say nothing
+        wanted, needed = f"{budget_bytes:,} bytes", f"{least:,} bytes"
+    else:
+        wanted, needed = f"{asked} ({budget_bytes:,} bytes)", f"{least:,} bytes ({possible})"
+    return TooSmallBudgetError(
+        f"{what} cannot be made as small as {wanted}: the least possible is {needed}. Give a budget of at least that."
+    )
 
 
 def format_bytes(size: float) -> str:

@@ -32,6 +32,7 @@ from recemb.plan import table_specs
 from recemb.plan_file import read_plan
 from recemb.record import metric_text
 from recemb.sweep import Outcome, SideBySide, folder_name, register_launcher
+from recemb.synonyms import verb_meant
 from recemb.tables.auto import AutoConfig
 from recemb.tables.registry import config_from_dict, get_table
 from recemb.training import processes
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(pages.OVERVIEW)
         return _OK
     if verb not in _VERBS:
-        close = get_close_matches(verb, _VERBS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = verb_meant(verb) or next(iter(get_close_matches(verb, _VERBS, n=1)), None)
+        hint = f" Did you mean {close}?" if close else ""
         return _say(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(_VERBS)}.")
     # A service manager's stop is a person's Ctrl-C: both leave a readable record.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,6 +9,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from recemb import help as pages
+from recemb import synonyms
 from recemb.config import PlanConfig, PrepareConfig, RunConfig
 from recemb.options import RecembError
 
@@ -47,12 +48,18 @@ def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
             group = unknown[1].split(".")[0]
             return f"the chosen {group}= has no option {unknown[1]!r}; `recemb {verb} --help` says which has it."
         foreign = any(unknown[1] in _known_keys(other) for other in _SCHEMAS)
+        meant = synonyms.option_meant(unknown[1])
+        if meant is not None and not meant.startswith("hydra.") and meant not in _known_keys(verb):
+            meant = None
         close = [] if foreign else get_close_matches(unknown[1], _known_keys(verb), n=1, cutoff=0.5)
+        close = close if meant is None else [meant]
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"there is no option {unknown[1]!r}.{hint} `recemb {verb} --help` lists them."
     if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
-        return f"there is no {missing[1]} {missing[2]!r}.{f' Known: {known}.' if known else ''}"
+        meant = synonyms.value_meant(missing[1], missing[2])
+        hint = f" Did you mean {meant}?" if meant else ""
+        return f"there is no {missing[1]} {missing[2]!r}.{hint}{f' Known: {known}.' if known else ''}"
     if text.startswith("Error merging override"):
         why = str(chain[1]).splitlines()[0] if len(chain) > 1 else "the value does not fit"
         return f"{text.removeprefix('Error merging override').strip()}: {why}."

@@ -134,6 +134,7 @@ class Plan:
         data: where the data set was, `{"name", "path"}`; training takes it from there unless told otherwise.
         model: the backbone's `name` and its options; training takes it unless told otherwise.
         advice: how the plan was chosen (`recemb.advice.record`), None where somebody named the method.
+        frequencies: what is assumed of how often ids occur; None where they were counted, or are unknown.
     """
 
     schema: int
@@ -152,6 +153,7 @@ class Plan:
     data: dict[str, str]
     model: dict[str, Any]
     advice: dict[str, Any] | None = None
+    frequencies: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Write the plan as plain JSON types."""
@@ -183,7 +185,8 @@ def make_plan(
         RecembError: the budget or an option does not fit these features.
     """
     specs = table_specs(features, model, precision)
-    return plan_of(specs, sized(table, budget, specs), model, budget, dataset=dataset, path=path)
+    plan = plan_of(specs, sized(table, budget, specs), model, budget, dataset=dataset, path=path)
+    return dataclasses.replace(plan, frequencies=features[0].frequencies if features else None)
 
 
 def plan_of(

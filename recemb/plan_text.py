@@ -32,6 +32,7 @@ def _header(plan: Plan) -> list[str]:
         for text in (
             f"table={plan.table['name']} for dataset={plan.dataset}, vectors {plan.embedding_dim} wide, {budget}{held}",
             f"options: {' '.join(options)}",
+            *([f"frequencies: {plan.frequencies}"] if plan.frequencies else []),
         )
         for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     ]

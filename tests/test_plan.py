@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -259,7 +260,6 @@ def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]):
         (["dataset.vocabulary=none", "table=low_rank"], "table=low_rank needs ids from a vocabulary"),
         (["dataset.path=somewhere"], "lies in no folder; name the data set at somewhere"),
         (["table=multiplexed", "table.rows=100000000000000000000"], "it must be at least 1 and below 2**63"),
-        (["table=mixed_dimension", "budget=1/64"], "whose blocks are whole features here (frequencies unknown"),
         (["table=full,hashing"], "has several values: recemb plan takes one."),
         (["-m", "table=full,hashing"], "recemb plan lays out one method at a time; leave -m out"),
         (["model.embedding_dim=0"], "model.embedding_dim=0 must lie between"),
@@ -281,3 +281,31 @@ def test_a_mistake_is_one_sentence_and_no_document(
     assert error.startswith("recemb: ")
     assert "\n" not in error.strip()
     assert out == ""
+
+
+@pytest.mark.parametrize("budget", ["1/4", "1/16"])
+def test_every_method_can_be_planned_for_the_published_shape(budget: str):
+    """By frequencies that are assumed, and said to be."""
+    for method in list_tables():
+        if (method.name, budget) == ("low_rank", "1/16"):  # one number for each id is a little more
+            continue
+        plan = make_plan(SHAPE, method.config(), DLRMConfig(), budget)
+        assert plan.totals.kept <= (0.25 if budget == "1/4" else 0.0625)
+        assert plan.frequencies == "assumed, a Zipf law of exponent 1.15"
+        assert "\nfrequencies: assumed, a Zipf law of exponent 1.15\n" in plan_text(plan)
+
+
+def test_sizes_that_differ_are_not_written_alike():
+    with pytest.raises(RecembError) as caught:
+        make_plan(SHAPE, get_table("low_rank").config(), DLRMConfig(), "1/16")
+    asked, least = re.findall(r"([\d,]+) bytes", str(caught.value))
+    assert asked != least
+    assert "MiB" not in str(caught.value)
+    with pytest.raises(RecembError, match=r"32.2 MiB \(33,762,577 bytes\): .* 135,051,972 bytes \(129 MiB\)"):
+        make_plan(SHAPE, get_table("low_rank").config(), DLRMConfig(), "1/64")
+
+
+def test_blocks_of_unknown_frequencies_are_whole_features():
+    features = [Feature(f"C{number}", 50_000) for number in range(3)]
+    with pytest.raises(RecembError, match=r"whose blocks are whole features here \(frequencies unknown"):
+        make_plan(features, get_table("mixed_dimension").config(), DLRMConfig(), "1/64")

@@ -2,7 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
+
+import torch
 
 from recemb.datasets.base import DatasetConfig, RowSource
 from recemb.datasets.criteo_text import CATEGORICAL
@@ -14,6 +17,26 @@ CARDINALITIES = (
     10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572,
 )  # fmt: skip
 """Ids of C1 to C26 when every value has one, as DLRM (Naumov et al., arXiv:1906.00091) counts them."""
+ROWS = 45_840_617
+EXPONENT = 1.15
+"""Of the assumed frequencies: the id of rank r of a feature is seen in proportion to r to the power of minus this.
+
+How often each value occurs is not published; AutoInt (Song et al., CIKM 2019, arXiv:1810.11921, table 1) names 998,960
+values of these 26 features that are seen ten times or more in as many rows. With this exponent there are 994,837.
+"""
+
+
+class AssumedFeature(Feature):
+    """A feature of the shape, whose frequencies are assumed to follow a Zipf law."""
+
+    @cached_property
+    def counts(self) -> torch.Tensor | None:
+        """(V,) int64, at least 1 each; id 0, which rare values share in a prepared data set, is the rarest."""
+        if self.raw:
+            return None
+        share = torch.arange(1, self.num_embeddings + 1, dtype=torch.float64).pow_(-EXPONENT)
+        counts = (share * (ROWS / share.sum())).long().clamp_(min=1)
+        return counts.roll(1)
 
 
 @dataclass(kw_only=True)
@@ -32,10 +55,14 @@ class CriteoKaggleShapeConfig(DatasetConfig):
         )
 
     def describe_features(self, asked: Collection[str] = ()) -> list[Feature]:
-        """Return the 26 features; nothing is known of their frequencies."""
+        """Return the 26 features; their frequencies are assumed."""
         if "path" in asked:
             raise RecembError(
                 f"dataset={self.name} lies in no folder; name the data set at {self.path}, e.g. dataset=criteo."
             )
         raw = self.vocabulary == "none"
-        return [Feature(name, ids, raw=raw) for name, ids in zip(CATEGORICAL, CARDINALITIES, strict=True)]
+        assumed = None if raw else f"assumed, a Zipf law of exponent {EXPONENT:g}"
+        return [
+            AssumedFeature(name, ids, raw=raw, frequencies=assumed)
+            for name, ids in zip(CATEGORICAL, CARDINALITIES, strict=True)
+        ]

@@ -24,6 +24,7 @@ class Feature:
         vocabulary: the Arrow file of its values and their counts; None where there is none.
         max_length: the most ids a row may have: 1, or None where a row has a bag of any size.
         raw: ids are the raw values, any number below 2**32, and -1 for a missing one, for methods that hash.
+        frequencies: what the counts are where nobody has counted; None where they are of training rows, or unknown.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Feature:
     vocabulary: Path | None = field(default=None, repr=False)
     max_length: int | None = 1
     raw: bool = False
+    frequencies: str | None = None
 
     @cached_property
     def counts(self) -> torch.Tensor | None:

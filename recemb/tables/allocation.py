@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recemb.budget import TooSmallBudgetError, format_bytes
+from recemb.budget import too_small
 from recemb.tables.precision import PRECISIONS, held_as, row_bytes
 from recemb.tables.structure import entry_widths
 
@@ -101,10 +101,7 @@ def allocate(
     plan = _Plan(worths, coarsest, overhead)
     least = plan.bytes()
     if least > budget:
-        raise TooSmallBudgetError(
-            f"{what} cannot be made as small as {format_bytes(budget)} ({budget:,} bytes): "
-            f"the least possible is {least:,} bytes ({format_bytes(least)}). Give a budget of at least that."
-        )
+        raise too_small(what, budget, least)
     plan.buy(budget)
     plan.spend_rest(budget)
     return plan.runs()

@@ -1,6 +1,7 @@
 import pytest
 
 from recemb.datasets import DATASETS, CriteoConfig, CriteoKaggleShapeConfig, Feature, SyntheticConfig, prepare
+from recemb.datasets.criteo_kaggle_shape import ROWS
 from recemb.options import RecembError
 
 
@@ -11,7 +12,9 @@ def test_the_shape_of_criteo_kaggle_is_known_without_a_disk(tmp_path, monkeypatc
     # The total that papers on this data name: 33.76 million.
     assert sum(feature.num_embeddings for feature in features) == 33_762_577
     assert (features[2].num_embeddings, features[19].num_embeddings) == (10_131_227, 4)
-    assert {(f.counts, f.vocabulary, f.max_length, f.raw) for f in features} == {(None, None, 1, False)}
+    assert {(f.vocabulary, f.max_length, f.raw, f.frequencies) for f in features} == {
+        (None, 1, False, "assumed, a Zipf law of exponent 1.15")
+    }
     assert all(feature.raw for feature in CriteoKaggleShapeConfig(vocabulary="none").describe_features())
     assert list(tmp_path.iterdir()) == []
 
@@ -38,3 +41,18 @@ def test_other_data_sets_describe_what_is_prepared(tmp_path):
 def test_a_feature_needs_no_vocabulary():
     feature = Feature("C1", 5)
     assert (feature.counts, feature.max_length, feature.raw) == (None, 1, False)
+
+
+def test_assumed_frequencies_are_those_of_what_is_published():
+    """Ten times or more: 998,960 values (AutoInt, table 1); to half a percent."""
+    features = CriteoKaggleShapeConfig().describe_features()
+    often = 0
+    for feature in features:
+        counts = feature.counts
+        assert counts.shape == (feature.num_embeddings,)
+        assert counts[0] == counts.min() >= 1
+        assert not bool((counts[1:].diff() > 0).any())
+        assert int(counts.sum()) >= 0.99 * ROWS
+        often += int((counts >= 10).sum())
+    assert often == pytest.approx(998_960, rel=0.005)
+    assert CriteoKaggleShapeConfig(vocabulary="none").describe_features()[0].counts is None
