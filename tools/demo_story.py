@@ -1,6 +1,6 @@
 """End `make demo`: export a compressed run, ask it for a prediction, and say what the report found.
 
-    .venv/bin/python tools/demo_story.py demo      # the folder with runs/ and report/; writes demo/export/
+.venv/bin/python tools/demo_story.py demo      # the folder with runs/ and report/; writes demo/export/
 """
 
 import csv
@@ -46,14 +46,14 @@ def findings(rows: list[Row]) -> list[str]:
     full = next(row for row in rows if row["point"] == "full")
     best, *others = smallest(rows)
     compared = [row for row in rows if row["auc_to_baseline_low"]]
+    ceiling = f" (the best achievable is {float(full['ceiling_auc']):.4f})" if full["ceiling_auc"] else ""
+    rivals = ", ".join(f"{row['method']} {float(row['test_auc']):.4f}" for row in others)
     lines = [
-        f"{_described(full)}, of {float(full['ceiling_auc']):.4f} that the best model could reach"
-        if full["ceiling_auc"]
-        else _described(full),
-        "; ".join([f"{_described(best)}, {float(best['times_smaller']):.1f}x smaller", *map(_described, others)]),
+        f"{_described(full)}{ceiling}",
+        f"{_described(best)}, {float(best['times_smaller']):.1f}x smaller; in the same bytes {rivals}",
     ]
     if not compared:
-        return [*lines, "no interval is known, so nobody can say which of these differences are more than luck"]
+        return [*lines, "no predictions to compare, so it is unknown which of these differences are significant"]
     ends = [(float(row["auc_to_baseline_low"]), float(row["auc_to_baseline_high"])) for row in compared]
     band = statistics.median((high - low) / 2 for low, high in ends)
     worse = sum(high < 0 for _, high in ends)
@@ -94,7 +94,7 @@ def tell(demo: Path) -> None:
     print("\nFound:", *findings(rows), sep="\n  ")
     print(f"The page: {(demo / 'report' / 'report.html').resolve()}\n\nNext, with data of your own:")
     print("  .venv/bin/recemb prepare dataset=tabular dataset.source=clicks.csv dataset.columns=clicks.yaml \\")
-    print("      dataset.path=data/clicks    # README, \"Your own data\", says what clicks.yaml holds")
+    print('      dataset.path=data/clicks    # README, "Your own data", says what clicks.yaml holds')
     print("  .venv/bin/recemb train -m experiment=tradeoff dataset=tabular dataset.path=data/clicks")
 
 

@@ -107,7 +107,7 @@ class SyntheticRows(RowSource):
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray | None]]:
         """Return hashes of the values (F arrays (n,) uint64), dense, tokens and missing of (n,) uint64 row numbers."""
         # Features of one group are missing in the same rows, as in Criteo.
-        groups = {feature.shape.group for feature in (*self._categories, *self._integers)}
+        groups = {each.shape.group for each in self._categories} | {each.shape.group for each in self._integers}
         chances = {group: random_uniform(key_of(self._seed, 4, group), rows) for group in sorted(groups)}
         drawn = [feature.draw(rows, chances[feature.shape.group]) for feature in self._categories]
         dense = [feature.draw(rows, chances[feature.shape.group]) for feature in self._integers]
