@@ -11,7 +11,7 @@ from recemb.datasets.kdd12 import KddCup2012Config
 from recemb.datasets.movielens import MovieLens1MConfig
 from recemb.datasets.prepare import prepare
 from recemb.datasets.prepared import PreparedDataset
-from recemb.datasets.synthetic import SyntheticConfig
+from recemb.datasets.synthetic import SyntheticCatalogConfig, SyntheticConfig
 from recemb.datasets.tabular import TabularConfig
 
 DATASETS: dict[str, type[DatasetConfig]] = {
@@ -24,6 +24,7 @@ DATASETS: dict[str, type[DatasetConfig]] = {
         KddCup2012Config,
         MovieLens1MConfig,
         SyntheticConfig,
+        SyntheticCatalogConfig,
         TabularConfig,
     )
 }
@@ -42,6 +43,7 @@ __all__ = [
     "KddCup2012Config",
     "MovieLens1MConfig",
     "PreparedDataset",
+    "SyntheticCatalogConfig",
     "SyntheticConfig",
     "TabularConfig",
     "prepare",

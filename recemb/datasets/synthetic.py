@@ -1,4 +1,4 @@
-"""Criteo-shaped rows of any number from a seed, with labels from a teacher whose own scores are known.
+"""Rows of any number from a seed in the form of Criteo, with labels from a teacher whose own scores are known.
 
 Row i depends on (options, i) and on nothing else, so rows are made in parallel, in chunks of any size. Every value of
 every categorical feature has a weight and a latent vector, hashed from (seed, feature, value) and stored nowhere.
@@ -13,9 +13,9 @@ import numpy as np
 
 from recemb.datasets.base import DatasetConfig, RawChunk, RowSource
 from recemb.datasets.counter import key_of, random_uniform
-from recemb.datasets.criteo_text import CATEGORICAL, DENSE, CriteoSpelling
+from recemb.datasets.criteo_text import CriteoSpelling
 from recemb.datasets.parallel import ordered
-from recemb.datasets.synthetic_shape import CATEGORIES, INTEGERS, Categories, Integers
+from recemb.datasets.synthetic_shape import CATALOG, CRITEO, Categories, Integers, Shape
 from recemb.datasets.synthetic_teacher import Teacher
 from recemb.options import RecembError, option
 
@@ -27,6 +27,7 @@ class SyntheticConfig(CriteoSpelling, DatasetConfig):
     """Generated rows in the form of Criteo, in seconds and without a download."""
 
     name: ClassVar[str] = "synthetic"
+    shape: ClassVar[Shape] = CRITEO
 
     path: str = option("data/synthetic", "folder of the prepared data set")
     rows: int = option(1_000_000, "rows to generate, over all splits")
@@ -47,6 +48,19 @@ class SyntheticConfig(CriteoSpelling, DatasetConfig):
         return SyntheticRows(self)
 
 
+@dataclass(kw_only=True)
+class SyntheticCatalogConfig(SyntheticConfig):
+    """Generated rows whose rare values can be learnt: six features, every value of which occurs several times.
+
+    Most values of `SyntheticConfig`, as of Criteo, occur once or twice, which says little about a table method.
+    """
+
+    name: ClassVar[str] = "synthetic_catalog"
+    shape: ClassVar[Shape] = CATALOG
+
+    path: str = option("data/synthetic_catalog", "folder of the prepared data set")
+
+
 class SyntheticRows(RowSource):
     """Generated rows.
 
@@ -55,8 +69,6 @@ class SyntheticRows(RowSource):
         chunk_rows: rows a chunk; changes nothing in them.
     """
 
-    dense_names = DENSE
-    categorical_names = CATEGORICAL
     unit = "row"
     knows_probability = True
 
@@ -66,9 +78,13 @@ class SyntheticRows(RowSource):
         self.total = config.rows
         self._seed = config.seed
         self._chunk_rows = chunk_rows
-        self._categories = [Categories(shape, config.rows, config.seed, f) for f, shape in enumerate(CATEGORIES)]
-        self._integers = [Integers(name, shape, config.seed) for name, shape in zip(DENSE, INTEGERS, strict=True)]
-        self._teacher = Teacher(config.seed)
+        shape = config.shape
+        self.dense_names, self.categorical_names = tuple(shape.integers), tuple(shape.categories)
+        self._categories = [
+            Categories(each, config.rows, config.seed, f) for f, each in enumerate(shape.categories.values())
+        ]
+        self._integers = [Integers(name, each, config.seed) for name, each in shape.integers.items()]
+        self._teacher = Teacher(shape, config.seed)
         # Rows nobody will ever see set the teacher's strength, so that it does not depend on the rows that are.
         pilot = np.arange(1 << 63, (1 << 63) + (1 << 16), dtype=np.uint64)
         hashes, dense, _, _ = self._features(pilot)
@@ -91,7 +107,7 @@ class SyntheticRows(RowSource):
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray | None]]:
         """Return hashes of the values (F arrays (n,) uint64), dense, tokens and missing of (n,) uint64 row numbers."""
         # Features of one group are missing in the same rows, as in Criteo.
-        groups = {shape.group for shape in (*CATEGORIES, *INTEGERS)}
+        groups = {each.shape.group for each in self._categories} | {each.shape.group for each in self._integers}
         chances = {group: random_uniform(key_of(self._seed, 4, group), rows) for group in sorted(groups)}
         drawn = [feature.draw(rows, chances[feature.shape.group]) for feature in self._categories]
         dense = [feature.draw(rows, chances[feature.shape.group]) for feature in self._integers]

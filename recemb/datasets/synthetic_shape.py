@@ -1,6 +1,6 @@
-"""The shape of Criteo: how popular, how many and how often missing its values are, and how to draw such values.
+"""Shapes of generated rows: how popular, how many and how often missing values are, and how to draw such values.
 
-The numbers are rounded fits to the popularity curves of Criteo Kaggle, which has 45.8 million rows.
+The numbers of `CRITEO` are rounded fits to the popularity curves of Criteo Kaggle, which has 45.8 million rows.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recemb.datasets.counter import key_of, random_bits, random_uniform
-from recemb.datasets.criteo_text import transform_integers
+from recemb.datasets.criteo_text import CATEGORICAL, DENSE, transform_integers
 
 _CRITEO_ROWS = 45_800_000
 
@@ -97,6 +97,35 @@ INTEGERS = (
     IntegerShape(1.5, 0.75, 231, 0.042, 10),
     IntegerShape(0.5, 0.9, 4008, 0.77, 12),
     IntegerShape(4.8, 0.75, 7393, 0.21, 7),
+)
+
+
+class Shape(NamedTuple):
+    """The features of generated rows.
+
+    Attributes:
+        categories: shape of each categorical feature by name.
+        integers: shape of each integer feature by name.
+    """
+
+    categories: dict[str, CategoryShape]
+    integers: dict[str, IntegerShape]
+
+
+CRITEO = Shape(dict(zip(CATEGORICAL, CATEGORIES, strict=True)), dict(zip(DENSE, INTEGERS, strict=True)))
+
+# A catalogue's users, items and their attributes: the number of values grows with the rows, so that each value of C1
+# occurs about 20 times at any size, and popularity falls so slowly that most of the signal is in rare values.
+CATALOG = Shape(
+    {
+        "C1": CategoryShape(2_400_000, 1.0, 0.5, 5.0),
+        "C2": CategoryShape(1_200_000, 1.0, 0.6, 5.0),
+        "C3": CategoryShape(600_000, 1.0, 0.6, 5.0),
+        "C4": CategoryShape(300_000, 1.0, 0.7, 5.0),
+        "C5": CategoryShape(100_000, 1.0, 0.7, 5.0),
+        "C6": CategoryShape(30_000, 1.0, 0.8, 5.0),
+    },
+    dict(zip(DENSE[:4], INTEGERS[:4], strict=True)),
 )
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from recemb.datasets.counter import key_of
-from recemb.datasets.synthetic_shape import CATEGORIES, INTEGERS
+from recemb.datasets.synthetic_shape import Shape
 
 # Shares of the variance of the logit.
 _VALUES, _PAIRS, _DENSE = 0.6, 0.2, 0.2
@@ -20,16 +20,18 @@ class Teacher:
     latent vector of eight signs, whose inner product with another is a matter of counting bits that differ.
 
     Args:
+        shape: of the data set.
         seed: of the data set.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, shape: Shape, seed: int) -> None:
+        self._integers = list(shape.integers.values())
         random = np.random.default_rng(key_of(seed, 6))
-        pairs = [(f, g) for g in range(len(CATEGORIES)) for f in range(g)]
-        self._pairs = [pairs[i] for i in random.choice(len(pairs), _PAIR_COUNT, replace=False)]
-        self._slopes = random.choice([-1.0, 1.0], len(INTEGERS)) * random.uniform(0.7, 1.3, len(INTEGERS))
-        self._missing = random.normal(0.0, 0.7, len(INTEGERS))
-        self._centers = [math.log1p(shape.median) for shape in INTEGERS]
+        pairs = [(f, g) for g in range(len(shape.categories)) for f in range(g)]
+        self._pairs = [pairs[i] for i in random.choice(len(pairs), min(_PAIR_COUNT, len(pairs)), replace=False)]
+        self._slopes = random.choice([-1.0, 1.0], len(self._integers)) * random.uniform(0.7, 1.3, len(self._integers))
+        self._missing = random.normal(0.0, 0.7, len(self._integers))
+        self._centers = [math.log1p(each.median) for each in self._integers]
         self._parts = [(0.0, 1.0)] * 3
         self._scale = 1.0
         self._bias = 0.0
@@ -78,7 +80,7 @@ class Teacher:
 
     def _curve(self, feature: int, column: np.ndarray) -> np.ndarray:
         """Return the (n,) effect of one integer feature: straight, one hump, or a wave, in turns."""
-        x = (column.astype(np.float64) - self._centers[feature]) / INTEGERS[feature].spread
+        x = (column.astype(np.float64) - self._centers[feature]) / self._integers[feature].spread
         if feature % 3 == 0:
             effect = np.clip(x / 1.5, -2.0, 2.0)
         elif feature % 3 == 1:

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
-from recemb.datasets import DATASETS, SyntheticConfig, prepare
+from recemb.datasets import DATASETS, SyntheticCatalogConfig, SyntheticConfig, prepare
 from recemb.datasets.synthetic import SyntheticRows
 from recemb.options import RecembError
 
@@ -147,6 +147,20 @@ def test_a_full_table_beats_a_truncated_and_a_hashed_one(tmp_path):
     assert 0.68 < full < dataset.meta["ceiling"]["test"]["auc"] + 0.01
     assert full > truncated + 0.01
     assert full > hashed + 0.01
+
+
+@pytest.mark.parametrize("rows", [60_000, 200_000])
+def test_the_values_of_the_catalog_can_be_learnt_at_any_size(tmp_path, rows):
+    dataset = prepare(SyntheticCatalogConfig(path=str(tmp_path / "out"), rows=rows), progress=False)
+    assert [feature.name for feature in dataset.features] == [f"C{i}" for i in range(1, 7)]
+    assert dataset.dense_names == ["I1", "I2", "I3", "I4"]
+    for feature in dataset.features:
+        counts = feature.counts.numpy()[1:]
+        assert np.median(counts) >= 10
+        # Cutting the tail off would lose most of the signal, or much of it in the most skewed ones.
+        assert counts[: len(counts) // 16].sum() / counts.sum() < 0.5
+    assert sum(feature.num_embeddings for feature in dataset.features) == pytest.approx(rows / 10, rel=0.1)
+    assert dataset.meta["ceiling"]["test"]["auc"] == pytest.approx(0.8, abs=0.02)
 
 
 def test_options_out_of_range_are_refused():
