@@ -11,6 +11,7 @@ from recemb.budget import format_bytes
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig
 from recemb.models import ModelConfig
 from recemb.options import Option, options_of
+from recemb.record import change_text, metric_text
 from recemb.tables.precision import PRECISIONS
 from recemb.tables.registry import Method, approximating_methods, list_tables
 from recemb.training.trainer_config import TrainerConfig
@@ -178,9 +179,8 @@ def compressed(record: dict[str, Any], folder: Path) -> str:
         ),
     ]
     for name in ("auc", "logloss"):
-        interval = f"{change[name]['mean']:+.4f} [{change[name]['low']:+.4f}, {change[name]['high']:+.4f}]"
-        values = (f"{one['metrics']['test'][name]:.4f}" for one in (before, record))
-        rows.append((f"test {name}", *values, interval))
+        values = (metric_text(run["metrics"]["test"][name]) for run in (before, record))
+        rows.append((f"test {name}", *values, change_text(change[name])))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     tuned = record["training"].get("steps")

@@ -22,9 +22,9 @@ import numpy as np
 from recemb.datasets import PreparedDataset
 from recemb.options import RecembError
 from recemb.tables.base import TableConfig, TableSpec
+from recemb.training.evaluation import DivergedError
 from recemb.training.processes import on_first
 from recemb.training.record import TUNING, RunFolder, TrialFolder, read_trial
-from recemb.training.trainer import DivergedError
 from recemb.training.trainer_config import TrainerConfig
 from recemb.training.trials import take_over, train_trial
 from recemb.training.tune_config import RATES, TuneConfig
