@@ -136,7 +136,8 @@ def _prepare_job(composed: Any) -> None:
         print(f"  skipped {count:,} rows: {reason}")
     ceiling = (dataset.meta.get("ceiling") or {}).get("test")
     if ceiling:
-        print(f"  best reachable on test: AUC {ceiling['auc']:.4f}, logloss {ceiling['logloss']:.4f}")
+        auc, logloss = (metric_text(ceiling[name]) for name in ("auc", "logloss"))
+        print(f"  best reachable on test: AUC {auc}, logloss {logloss}")
 
 
 def _plan(arguments: list[str]) -> int:

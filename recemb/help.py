@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import math
 import sys
 import textwrap
 from pathlib import Path
@@ -12,7 +11,7 @@ from recemb.budget import format_bytes
 from recemb.config import GROUPS, PlanConfig, PrepareConfig, RunConfig
 from recemb.models import ModelConfig
 from recemb.options import Option, options_of
-from recemb.record import metric_text
+from recemb.record import change_text, metric_text
 from recemb.tables.precision import PRECISIONS
 from recemb.tables.registry import Method, approximating_methods, list_tables
 from recemb.training.trainer_config import TrainerConfig
@@ -180,11 +179,8 @@ def compressed(record: dict[str, Any], folder: Path) -> str:
         ),
     ]
     for name in ("auc", "logloss"):
-        parts = [change[name][part] for part in ("mean", "low", "high")]
-        known = all(part is not None and math.isfinite(part) for part in parts)
-        interval = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*parts) if known else metric_text(None)
-        values = (metric_text(one["metrics"]["test"][name]) for one in (before, record))
-        rows.append((f"test {name}", *values, interval))
+        values = (metric_text(run["metrics"]["test"][name]) for run in (before, record))
+        rows.append((f"test {name}", *values, change_text(change[name])))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     tuned = record["training"].get("steps")

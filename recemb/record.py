@@ -1,6 +1,7 @@
 """What a run leaves for reports: its record, which `recemb.report.records` documents, and its predictions."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 RECORD = "run.json"
@@ -39,3 +40,12 @@ def asked_options(config: Any, asked_table: Any, advice: Any) -> dict[str, Any]:
 def metric_text(value: float | None) -> str:
     """Write an AUC or a logloss: "0.7891", "not defined" where it is NaN, which is null in a record."""
     return "not defined" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def change_text(change: Mapping[str, float | None]) -> str:
+    """Write a change of a metric, its `mean`, `low` and `high`: "+0.0012 [-0.0003, +0.0027]", or "not defined"."""
+    known = [change[name] for name in ("mean", "low", "high")]
+    if any(value is None or math.isnan(value) for value in known):
+        return metric_text(None)
+    mean, low, high = known
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"

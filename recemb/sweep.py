@@ -184,7 +184,7 @@ class _Overview:
         record = outcome.record
         assert record is not None
         auc, logloss = (record["metrics"]["valid"][metric] for metric in ("auc", "logloss"))
-        if logloss is not None and (self._best is None or logloss < self._best[0]):
+        if logloss is not None and not math.isnan(logloss) and (self._best is None or logloss < self._best[0]):
             self._best = (logloss, name)
         if not outcome.fresh:
             self._counts["complete already"] += 1

@@ -28,9 +28,9 @@ from recemb.tables.auto import AutoConfig
 from recemb.tables.base import TableSpec, total_full_bytes
 from recemb.tables.full import FullConfig
 from recemb.tables.precision import PRECISIONS
+from recemb.training.evaluation import DivergedError
 from recemb.training.processes import world_size
 from recemb.training.record import TrialFolder, read_trial
-from recemb.training.trainer import DivergedError
 from recemb.training.trials import train_trial
 from recemb.training.tune_config import TuneConfig
 

@@ -1,6 +1,7 @@
 """What `recemb advise` does: chooses a plan, writes its file, and says what it chose."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -45,6 +46,8 @@ def advise(asked: Asked, config: "RunConfig") -> Plan:
     if asked.out.exists() and not asked.overwrite:
         raise RecembError(f"{asked.out} is there already; choose another --out, or pass --overwrite.")
     dataset = PreparedDataset.open(asked.dataset)
+    trainer = config.trainer.with_defined_monitor(dataset.meta["positive_rate"]["valid"])
+    config = dataclasses.replace(config, trainer=trainer)
     with _journal(asked, config, dataset) as (folder, advice):
 
         def save() -> None:

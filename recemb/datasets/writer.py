@@ -110,7 +110,7 @@ class SplitWriter:
         """Return the sha256 of all columns as written."""
         return self._digest.digest()
 
-    def ceiling(self) -> dict[str, float] | None:
+    def ceiling(self) -> dict[str, float | None] | None:
         """Return the logloss and AUC of the true probabilities on the rows of this split."""
         return self._ceiling.scores() if self._ceiling else None
 
@@ -147,10 +147,11 @@ class _Ceiling:
         for label in (0, 1):
             self._counts[label] += np.bincount(bins[labels == label], minlength=_BINS)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> dict[str, float | None]:
+        """Return `logloss`, and `auc`, which is None where all labels are the same."""
         negatives, positives = self._counts
         pairs = float(negatives.sum()) * float(positives.sum())
         below = np.cumsum(negatives) - negatives
         won = float((positives * (below + negatives / 2)).sum())
         rows = int(self._counts.sum())
-        return {"logloss": self._loss / rows, "auc": won / pairs if pairs else float("nan")}
+        return {"logloss": self._loss / rows, "auc": won / pairs if pairs else None}

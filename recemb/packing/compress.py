@@ -18,7 +18,7 @@ from recemb.tables.registry import check_approximates
 from recemb.tables.structure import Structure
 from recemb.training.build import Built, build, copy_backbone, count_bytes
 from recemb.training.checkpoint import save_weights
-from recemb.training.evaluation import Evaluation, evaluate
+from recemb.training.evaluation import DivergedError, Evaluation, evaluate
 from recemb.training.record import CHECKPOINT, STRUCTURE, RunFolder
 from recemb.training.reopen import TrainedRun
 from recemb.training.run import first_record, outcome, write_predictions
@@ -178,7 +178,12 @@ def _measure(
         round_rows_(built.tables.method.layout.tables, built.tables.weights)
 
     def measured(model: nn.Module, split: str) -> Evaluation:
-        return evaluate(model, run.dataset, split, config.trainer.eval_batch_size, torch.device("cpu"))
+        try:
+            return evaluate(model, run.dataset, split, config.trainer.eval_batch_size, torch.device("cpu"))
+        except DivergedError as error:
+            raise RecembError(
+                f"{error}; compress with a finer precision, or from a run whose weights are finite."
+            ) from error
 
     record["metrics"]["valid"] = measured(built.model, "valid").metrics
     after, before = measured(built.model, "test"), measured(run.built.model, "test")

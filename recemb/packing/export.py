@@ -36,6 +36,7 @@ _CHECKED_ROWS = (1, 4, 2048)
 _TOLERANCE = 1e-4
 """Of logits, in units of the largest one or of 1: what float32 sums in another order come to, with room to spare."""
 _EXAMPLE_ROWS = 3
+_TRACED_ROWS = 3
 
 
 class Exported(NamedTuple):
@@ -83,12 +84,12 @@ def export(run: TrainedRun, folder: Path, forms: Sequence[str] = FORMS, *, overw
         else:
             (partial / WEIGHTS).unlink()
         programs: dict[str, Callable[..., Tensor]] = {"safetensors": model} if "safetensors" in forms else {}
-        programs |= _write_programs(model, inputs, forms, partial)
+        programs |= _write_programs(model, _traced_inputs(run, model), forms, partial)
         checked, rows = _check(run, programs)
         RawValues.of(run.dataset).save(partial)
         _write_example(model, inputs, partial)
         manifest = _manifest(run, model, forms, checked, rows)
-        _write_readme(manifest, partial)
+        _write_readme(manifest, len(inputs["dense"]), partial)
         manifest["files"] = {path.name: describe_file(path) for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
@@ -169,24 +170,30 @@ def _emptied(sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
     )
 
 
+def _traced_inputs(run: TrainedRun, model: ServingModel) -> dict[str, Tensor]:
+    """Make rows to trace a model with: however few real rows there are, tracing takes a size of 1 for a constant.
+
+    Returns:
+        `dense`, `values` and `offsets` of `_TRACED_ROWS` rows; bags of a multi-valued feature have 1, 2, ... values.
+    """
+    several = {feature.name for feature in run.dataset.features if feature.max_length != 1}
+    lengths = torch.ones(len(model.tables.features), _TRACED_ROWS, dtype=torch.int64)
+    for number, name in enumerate(model.tables.features):
+        if name in several:
+            lengths[number] = torch.arange(1, _TRACED_ROWS + 1)
+    ends = lengths.flatten().cumsum(0).view_as(lengths)
+    return {
+        "dense": torch.zeros(_TRACED_ROWS, len(run.dataset.dense_names)),
+        "values": torch.zeros(int(lengths.sum()), dtype=torch.int64),
+        "offsets": torch.cat([ends[:, :1] - lengths[:, :1], ends], dim=1),
+    }
+
+
 def _example(run: TrainedRun, model: ServingModel) -> dict[str, Tensor]:
-    """Some rows in the form that the model takes, to trace it and to show."""
+    """Give some real rows in the form that the model takes."""
     batch = next(iter(run.dataset.batches("test", _EXAMPLE_ROWS)))
-    # A single row, or a single id, would be kept in a graph as the one number of them that there can be.
-    times = -(-_EXAMPLE_ROWS // len(batch.labels))
-    sparse = _repeated(batch.sparse, times)
-    values, offsets = flat_ids(sparse, model.tables.features)
-    return {"dense": batch.dense.nan_to_num().repeat(times, 1), "values": values, "offsets": offsets}
-
-
-def _repeated(sparse: KeyedJaggedTensor, times: int) -> KeyedJaggedTensor:
-    """The rows of a batch so many times over."""
-    bags = [jagged.to_dense() * times for jagged in sparse.to_dict().values()]
-    return KeyedJaggedTensor(
-        keys=sparse.keys(),
-        values=torch.cat([ids for feature in bags for ids in feature]),
-        lengths=torch.tensor([len(ids) for feature in bags for ids in feature]),
-    )
+    values, offsets = flat_ids(batch.sparse, model.tables.features)
+    return {"dense": batch.dense.nan_to_num(), "values": values, "offsets": offsets}
 
 
 def _write_example(model: ServingModel, inputs: dict[str, Tensor], folder: Path) -> None:
@@ -217,10 +224,14 @@ def _manifest(
     }
 
 
-def _write_readme(manifest: dict[str, Any], folder: Path) -> None:
+def _write_readme(manifest: dict[str, Any], rows: int, folder: Path) -> None:
+    """Write how to load what lies in the folder; the example has so many rows."""
     text = resources.files("recemb.packing").joinpath("README.md.j2").read_text(encoding="utf-8")
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(text)
-    (folder / "README.md").write_text(template.render(**manifest, metric=metric_text), encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["metric"] = metric_text
+    example_rows = "a row" if rows == 1 else f"{rows} rows"
+    text = environment.from_string(text).render(**manifest, example_rows=example_rows)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _refuse_to_touch(folder: Path, overwrite: bool) -> None:

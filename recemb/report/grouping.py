@@ -1,6 +1,7 @@
 """Sorts runs into sections (what may be compared), points (runs that differ in the seed alone) and series (lines)."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -279,9 +280,15 @@ def _training_options(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _best_on_validation(points: Sequence[Point]) -> Point | None:
-    def score(point: Point) -> tuple[float, float]:
-        valid = [run.valid.auc for run in point.runs if run.valid]
-        return (spread(valid).mean if valid else 0.0, point.auc.mean)
+    def score(point: Point) -> tuple[float, float, float]:
+        """Score by the mean AUC; by logloss where the validation rows, which are those of all points, have no AUC."""
+        valid = [run.valid for run in point.runs if run.valid]
+        aucs = [scores.auc for scores in valid if scores.auc is not None]
+        return (
+            spread(aucs).mean if aucs else -math.inf,
+            -spread([scores.logloss for scores in valid]).mean if valid else -math.inf,
+            point.auc.mean,
+        )
 
     return max(points, key=score, default=None)
 

@@ -33,6 +33,7 @@ def _cells(section: Section, point: Point) -> list[str]:
     compared = section.analysis.differences.get((point.anchor, "auc"))
     calibration = section.analysis.calibration.get(point.anchor)
     valid = [run.valid for run in point.runs if run.valid is not None]
+    aucs = [scores.auc for scores in valid if scores.auc is not None]
     return [
         point.series,
         point.setting or words.NONE,
@@ -42,8 +43,8 @@ def _cells(section: Section, point: Point) -> list[str]:
         f"{words.with_spread(point.auc)} {words.interval(point.auc.interval)}".strip(),
         f"{words.with_sign(section.to_baseline(point, 'auc'))} {words.interval(compared, signed=True)}".strip(),
         f"{words.with_spread(point.logloss)} {words.interval(point.logloss.interval)}".strip(),
-        words.with_spread(spread([one.auc for one in valid])) if valid else words.NONE,
-        words.with_spread(spread([one.logloss for one in valid])) if valid else words.NONE,
+        words.with_spread(spread(aucs)) if aucs else words.NONE,
+        words.with_spread(spread([scores.logloss for scores in valid])) if valid else words.NONE,
         words.score(calibration.error if calibration else None),
         f"{calibration.ratio:.3f}" if calibration else words.NONE,
         str(len(point.runs)),

@@ -91,6 +91,13 @@ class Scores(NamedTuple):
     ne: float | None = None
 
 
+class ValidScores(NamedTuple):
+    """Metrics of the validation rows; they have no AUC, which is None, where all of them have one label."""
+
+    auc: float | None
+    logloss: float
+
+
 @dataclass(frozen=True)
 class Record:
     """What one `run.json` holds, cleaned but unchecked; `data` is empty where the file could not be read."""
@@ -149,7 +156,7 @@ class Run:
     command: str
     started: str
     test: Scores
-    valid: Scores | None
+    valid: ValidScores | None
     ceiling: Scores | None
     bytes_serving: int
     bytes_full: int | None
@@ -237,7 +244,7 @@ def check(record: Record) -> Run | LeftOut:
         command=record.text("command"),
         started=record.text("started"),
         test=test,
-        valid=_scores(record, "metrics", "valid"),
+        valid=_valid_scores(record),
         ceiling=_scores(record, "data", "ceiling", "test"),
         bytes_serving=serving,
         bytes_full=full if full and full > 0 else None,
@@ -264,7 +271,7 @@ def _why_not_completed(record: Record) -> str | None:
     schema = record.value("schema")
     if schema != SCHEMA or isinstance(schema, bool):
         return f"schema {json.dumps(schema)[:40]} is not known here, only {SCHEMA} is; it needs another recemb"
-    error = record.label("error")
+    error = values.label(record.value("error"), values.LONGEST_SENTENCE)
     match record.status:
         case "completed":
             return None
@@ -305,6 +312,13 @@ def _scores(record: Record, *path: str) -> Scores | None:
     if auc is None or logloss is None or not (0 <= auc <= 1 and 0 <= logloss <= HIGHEST_LOGLOSS):
         return None
     return Scores(auc, logloss, record.number(*path, "ne"))
+
+
+def _valid_scores(record: Record) -> ValidScores | None:
+    auc, logloss = (values.number(record.value("metrics", "valid", name)) for name in ("auc", "logloss"))
+    if logloss is None or not 0 <= logloss <= HIGHEST_LOGLOSS:
+        return None
+    return ValidScores(values.within(auc, 0, 1), logloss)
 
 
 def _name_of(folder: Path, root: Path) -> str:

@@ -5,6 +5,7 @@ import unicodedata
 from typing import Any
 
 LONGEST_NAME = 120  # characters of a name that is a heading, a label or a table cell
+LONGEST_SENTENCE = 400  # characters of why a run failed
 HIGHEST_INTEGER = 2**63 - 1  # what Parquet's int64 holds
 
 
@@ -15,10 +16,10 @@ def at(value: Any, *path: str) -> Any:
     return value
 
 
-def label(value: Any) -> str:
+def label(value: Any, longest: int = LONGEST_NAME) -> str:
     """Take a text as one short line, fit for a heading; '' where it is not a text."""
     line = " ".join(value.split()) if isinstance(value, str) else ""
-    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def number(value: Any) -> float | None:

@@ -10,8 +10,13 @@ from tqdm import tqdm
 
 from recemb.datasets import Batch, PreparedDataset
 from recemb.datasets.batches import share_of
+from recemb.options import RecembError
 from recemb.training.metrics import binary_metrics
 from recemb.training.processes import gather_rows, is_first, on_first, rank, world_size
+
+
+class DivergedError(RecembError):
+    """Training came to numbers that are none: the loss, or a prediction."""
 
 
 class Evaluation(NamedTuple):
@@ -28,10 +33,16 @@ def evaluate(
     """Run a model, which is in evaluation mode, over a split.
 
     Every process gets the whole result, the same as if one had done it all.
+
+    Raises:
+        DivergedError: a prediction is NaN or infinite.
     """
     batches = dataset.batches(split, batch_size, share=(rank(), world_size()))
     with progress_bar(dataset.num_rows(split), split, leave=False) as bar:
         labels, logits = predict(model, batches, device, bar)
+    if wrong := int((~torch.isfinite(logits)).sum()):
+        rows = f"{len(logits):,} {'validation' if split == 'valid' else split} rows"
+        raise DivergedError(f"predictions came out NaN or infinite on {wrong:,} of {rows}")
     return Evaluation(on_first(lambda: binary_metrics(logits, labels)), labels, logits)
 
 

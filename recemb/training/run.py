@@ -35,7 +35,7 @@ from recemb.training.build import count_bytes
 from recemb.training.processes import gather_rows, is_first, on_first, together, world_size
 from recemb.training.record import ADVICE, RunFolder, open_folder
 from recemb.training.sharding import describe, held_as_asked, plan_lines
-from recemb.training.stages import before_last, how_it_went, merge_bytes, note_last
+from recemb.training.stages import before_last, check_searchable, how_it_went, merge_bytes, note_last
 from recemb.training.tensorboard import check_projector, log_end
 from recemb.training.trainer import Trainer
 from recemb.training.trials import take_over
@@ -75,6 +75,8 @@ def _train(
     config: "RunConfig", folder: Path, command: str, asked: Collection[str], planned: Planned | None
 ) -> dict[str, Any]:
     dataset = _open_together(config, asked, may_prepare=planned is None)
+    rates = dataset.meta["positive_rate"]
+    config = dataclasses.replace(config, trainer=config.trainer.with_defined_monitor(rates["valid"]))
     if planned is not None:
         config = dataclasses.replace(config, table=planned.table, precision=planned.precision, budget=planned.budget)
     specs = table_specs(dataset.features, config.model, config.precision)
@@ -87,6 +89,7 @@ def _train(
     config.model.check_widths(layout.dims)
     if isinstance(table, PrunedConfig):
         table.check_trainable()
+        check_searchable(table, rates["valid"])
     _warn_of_shared_rows(config, table, layout)
     config.trainer.torch_device()  # tells of a missing device before anything is written
     check_projector(config.trainer.projector, dataset)

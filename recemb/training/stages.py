@@ -44,6 +44,15 @@ log = logging.getLogger(__name__)
 _JOURNAL = "search.jsonl"
 
 
+def check_searchable(table: PrunedConfig, positive_rate: float) -> None:
+    """Raise where a search could not judge its candidates: validation rows, of this share of ones, have no AUC."""
+    if "search" in table.stages and not 0 < positive_rate < 1:
+        raise RecembError(
+            f"table={method_of(table).name} searches by AUC on validation rows, and these all have one label; prepare "
+            "more rows, or train another table."
+        )
+
+
 class Start(NamedTuple):
     """What the last stage trains, how, and whether what it starts from may be the best already."""
 

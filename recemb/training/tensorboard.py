@@ -56,8 +56,8 @@ def log_evaluation(trainer: "Trainer") -> None:
         if writer is None:
             continue
         for name, sampled in vectors.items():
-            norms = sampled.norm(dim=1)
-            norms = norms[norms.isfinite()]  # NaN where training diverges, which the loss of the next step tells
+            norms = sampled.double().norm(dim=1)  # in float32 squares of large numbers are infinite
+            norms = norms[norms.isfinite()]  # of ids that no row has looked up yet, weights may be broken
             if norms.numel():
                 writer.add_histogram(trainer.tag(f"norms/{name}"), norms, step, bins=_BINS)
         if collection.method.config.learns:

@@ -20,7 +20,7 @@ from recemb.tables.collection import CompressedEmbeddingBagCollection
 from recemb.tables.precision import round_rows_
 from recemb.training.build import Built, trained_beside_rows
 from recemb.training.checkpoint import load_weights, save_weights
-from recemb.training.evaluation import Evaluation, evaluate, progress_bar, rows_of
+from recemb.training.evaluation import DivergedError, Evaluation, evaluate, progress_bar, rows_of
 from recemb.training.events import EventWriter
 from recemb.training.optimizers import Optimizers
 from recemb.training.processes import is_first, mean_over_processes, on_first, rank, together, world_size
@@ -38,10 +38,6 @@ _STEPS_PER_LOOK = 20
 # The thread that writes events looks at its queue so often at least. A Ctrl-C while it is woken may lose the wake-up,
 # and closing the writer would then wait for torch's two minutes.
 _SECONDS_TO_FLUSH = 5
-
-
-class DivergedError(RecembError):
-    """Training came to numbers that are none: the loss, or what is monitored on validation rows."""
 
 
 @dataclass
@@ -156,11 +152,18 @@ class Trainer:
         return self.progress
 
     def evaluate(self, split: str) -> Evaluation:
-        """Run the model over a split."""
+        """Run the model over a split.
+
+        Raises:
+            DivergedError: a prediction is NaN or infinite; the sentence says when.
+        """
         self.steps.pause()
         self.built.runs.eval()
-        with together():
-            found = evaluate(self.built.runs, self.dataset, split, self.config.eval_batch_size, self.device)
+        try:
+            with together():
+                found = evaluate(self.built.runs, self.dataset, split, self.config.eval_batch_size, self.device)
+        except DivergedError as error:
+            raise DivergedError(self._where_it_broke(str(error), self.progress.steps)) from error
         self.built.runs.train()
         return found
 
@@ -264,7 +267,7 @@ class Trainer:
         self._unread.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
-                raise DivergedError(self._where_it_broke(step, loss))
+                raise DivergedError(self._where_it_broke(f"the loss became {loss}", step))
         mean = sum(losses) / len(losses)
         best = f", best {self._best_in_words()}" if self.progress.best else ""
         bar.set_postfix_str(f"loss {mean:.4f}{best}", refresh=False)
@@ -279,7 +282,7 @@ class Trainer:
         if self.writer is not None:
             self.writer.add_scalar(self.tag(name), value, self.progress.steps)
 
-    def _where_it_broke(self, step: int, loss: float) -> str:
+    def _where_it_broke(self, what: str, step: int) -> str:
         tensors = self.built.model.state_dict().items()
         whole = [(name, tensor) for name, tensor in tensors if type(tensor) is Tensor]  # shards tell less, and hang
         broken = [name for name, weight in whole if not bool(torch.isfinite(weight).all())]
@@ -287,7 +290,7 @@ class Trainer:
         broken = [name for name in broken if not name.endswith("encoder.edges")]
         where = f"; not finite any more: {', '.join(broken[:4])}" + (" and others" if len(broken) > 4 else "")
         return (
-            f"the loss became {loss} at step {step} (epoch {self.progress.epochs:.2f}, lr {self.config.lr:g}, table_lr "
+            f"{what} at step {step} (epoch {self.progress.epochs:.2f}, lr {self.config.lr:g}, table_lr "
             f"{self.config.table_lr:g}){where if broken else ''}. Lower trainer.table_lr or trainer.lr."
         )
 
@@ -295,14 +298,8 @@ class Trainer:
         """Evaluate on validation rows, keep the weights if they are the best so far, and say whether to stop."""
         metrics, _, _ = self.evaluate("valid")
         progress, monitor = self.progress, self.config.monitor
-        # First of all: what a broken model looks up cannot be drawn.
-        if math.isnan(metrics["logloss"]):
-            raise DivergedError(
-                f"the model's predictions are NaN at step {progress.steps} (epoch {progress.epochs:.2f}, lr "
-                f"{self.config.lr:g}, table_lr {self.config.table_lr:g}). Lower trainer.table_lr or trainer.lr."
-            )
         if math.isnan(metrics[monitor]):
-            raise DivergedError(
+            raise RecembError(
                 f"{monitor} on validation is not defined, since its rows are all of one class; prepare more rows, or "
                 "use trainer.monitor=logloss."
             )

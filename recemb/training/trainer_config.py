@@ -1,5 +1,7 @@
 """The options of training."""
 
+import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 
@@ -9,6 +11,8 @@ from recemb.options import RecembError, option
 from recemb.tables.storage import FusedOptimizer
 from recemb.training.processes import local_rank
 from recemb.training.sharding import check_sharding
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -78,6 +82,13 @@ class TrainerConfig:
             raise RecembError(f"trainer.device={self.device} is not known; choose auto, cpu or cuda.")
         self.fused_optimizer().kwargs()
         check_sharding(self.sharding, self.fused_optimizer(), self.cache_share)
+
+    def with_defined_monitor(self, positive_rate: float) -> "TrainerConfig":
+        """Monitor logloss where validation rows, of this share of ones, all have one label and so no AUC."""
+        if self.monitor != "auc" or 0 < positive_rate < 1:
+            return self
+        log.warning("the validation rows all have one label and so no AUC; monitoring logloss instead.")
+        return dataclasses.replace(self, monitor="logloss")
 
     def fused_optimizer(self) -> FusedOptimizer:
         """The optimizer of the tables' rows."""

@@ -23,9 +23,9 @@ from recemb.datasets import PreparedDataset
 from recemb.options import RecembError
 from recemb.record import metric_text
 from recemb.tables.base import TableConfig, TableSpec
+from recemb.training.evaluation import DivergedError
 from recemb.training.processes import on_first
 from recemb.training.record import TUNING, RunFolder, TrialFolder, read_trial
-from recemb.training.trainer import DivergedError
 from recemb.training.trainer_config import TrainerConfig
 from recemb.training.trials import take_over, train_trial
 from recemb.training.tune_config import RATES, TuneConfig

@@ -97,24 +97,3 @@ def test_other_verbs_go_on(place: Path, capsys: pytest.CaptureFixture[str]):
     )
     assert run(place, "tuned", "table=hashing", "table.rows=4", "tune.trials=2") == 0
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_choosing_by_an_auc_that_is_not_defined_is_refused(place: Path, capsys: pytest.CaptureFixture[str]):
-    frame = pd.read_csv(place / "rows.csv")
-    status = run(place, "by auc", "table=full", "trainer.monitor=auc")
-    error = capsys.readouterr().err
-    if defined(frame["y"][frame["part"] == "valid"].tolist()):
-        assert status == 0
-    else:
-        assert status == 2
-        assert "auc on validation is not defined, since its rows are all of one class" in error
-
-
-def test_a_run_that_diverges_says_so_before_anything_is_drawn(place: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(place, "diverged", "table=full", "trainer.lr=1e30", "overwrite=true") == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert "Lower trainer.table_lr or trainer.lr" in error
-    record = json.loads((place / "diverged" / "run.json").read_text())
-    assert record["status"] == "failed"
-    assert "Lower trainer" in record["error"]
