@@ -1,4 +1,4 @@
-# make demo    set up, compare six table methods on embedded data, report, export: three minutes on two cores
+# make demo    set up, compare six table methods on embedded data, report, export: under three minutes on two cores
 # make test    set up if needed, run what to run before a commit
 # make test-all  the same, and then what sweeps wide: every test there is
 # make lint    format, lint and types

@@ -13,6 +13,7 @@ import recemb
 from recemb.budget import format_bytes, parse_budget
 from recemb.cli import main as run_recemb
 from recemb.options import RecembError
+from recemb.report.words import fineness, plural
 
 Row = dict[str, str]
 _FULL_BYTES = 1 << 62  # shares of it are compared, not bytes
@@ -57,9 +58,10 @@ def findings(rows: list[Row]) -> list[str]:
     ends = [(float(row["auc_to_baseline_low"]), float(row["auc_to_baseline_high"])) for row in compared]
     band = statistics.median((high - low) / 2 for low, high in ends)
     worse = sum(high < 0 for _, high in ends)
+    over = f"{int(full['rows_test']):,} test rows and {plural(len({row['seed'] for row in compared}), 'seed')}"
     return [
         *lines,
-        f"differences to full under {band:.4f} cannot be told apart on {int(full['rows_test']):,} test rows; "
+        f"differences to full under {fineness(band)} cannot be told apart by {over}; "
         f"{worse} of {len(ends)} smaller tables are significantly worse than full",
     ]
 
