@@ -15,6 +15,7 @@ import pyarrow as pa
 from recemb.datasets.base import DatasetConfig, RowSource
 from recemb.datasets.tabular import TabularRows
 from recemb.datasets.tabular_columns import Columns
+from recemb.datasets.tabular_rows import AS_WRITTEN
 from recemb.options import option
 
 IN_FILES = (
@@ -53,7 +54,10 @@ class AvazuConfig(DatasetConfig):
 
 
 def with_hours(table: pa.Table) -> pa.Table:
-    """Add the columns hour_of_day and weekday, and put the number of the day into hour; null where it is no hour."""
+    """Add the columns hour_of_day and weekday, and put the number of the day into hour; null where it is no hour.
+
+    What the file has is kept beside, to be shown where it is no hour.
+    """
     coded = table["hour"].cast(pa.string()).combine_chunks().dictionary_encode()
     texts = coded.dictionary.to_pandas().astype(object)
     # A text of eight digits and nothing else; the parser would also take shorter ones.
@@ -65,7 +69,7 @@ def with_hours(table: pa.Table) -> pa.Table:
         "weekday": times.dt.day_of_week.to_numpy(np.uint16),
         "hour": (times - _FIRST_DAY).dt.days.to_numpy(np.uint16),
     }
-    table = table.drop_columns("hour")
+    table = table.rename_columns({"hour": "hour" + AS_WRITTEN})
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, mask=~known).take(coded.indices))
     return table

@@ -95,7 +95,7 @@ def read_columns(given: Any, seed: int, option: str = "dataset.columns") -> Colu
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
             raise RecembError(f"{where} has {key!r}, which means nothing here; {hint}")
     for key in ("label", "split"):
-        if not values.get(key):
+        if values.get(key) in (None, "", [], {}):  # 0 is a name, as pandas gives columns without one
             raise RecembError(f"{where} has no {key}; it must look like {_EXAMPLE}.")
     label, positive = _label(values["label"], where)
     columns = Columns(

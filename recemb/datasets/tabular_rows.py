@@ -20,6 +20,8 @@ from recemb.datasets.tabular_numbers import TRANSFORMS, read_numbers
 from recemb.datasets.text_index import HashedTexts
 from recemb.options import RecembError
 
+AS_WRITTEN = " as written"
+"""After the name of a column, that of the one that holds its values as the file has them."""
 _SPLITS = {
     "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2, "testing": 2,
 }  # fmt: skip
@@ -170,7 +172,8 @@ class RowParser:
         if not self._skip_bad:
             row = int(np.flatnonzero(bad)[0])
             one = wrong[int(np.flatnonzero(first_wrong[:, row])[0])]
-            value = rows.table[one.column][row].as_py()
+            written = one.column + AS_WRITTEN
+            value = rows.table[written if written in rows.table.column_names else one.column][row].as_py()
             shown = "a missing value" if value is None else f"{value!r:.60}"
             raise RecembError(
                 f"{rows.where(row)}, column {one.column}: {shown} is not {one.needed}; mend it, or pass "

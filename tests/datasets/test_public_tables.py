@@ -87,10 +87,11 @@ def test_avazu_at_random_and_in_one_day(tmp_path):
         prepare(AvazuConfig(path=str(tmp_path / "b"), source=source), progress=False)
 
 
-@pytest.mark.parametrize("hour", ["14103", "1410205", "141025xx", "14102524", "", "14132500"])
+@pytest.mark.parametrize("hour", ["14103", "1410205", "141025xx", "14102524", "", "14132500", "2014-10-21 00:00:00"])
 def test_an_hour_that_is_none_is_a_bad_row(tmp_path, hour):
     config = AvazuConfig(path=str(tmp_path / "out"), source=avazu(tmp_path / "train.csv", hour=hour))
-    with pytest.raises(RecembError, match=r"train.csv line 9, column hour: .* is not .* written YYMMDDHH"):
+    shown = repr(hour) if hour else "a missing value"
+    with pytest.raises(RecembError, match=rf"train.csv line 9, column hour: {shown} is not .* written YYMMDDHH"):
         prepare(config, progress=False)
     dataset = prepare(config, on_bad_rows="skip", progress=False)
     assert dataset.meta["skipped"] == {"hour": 1}

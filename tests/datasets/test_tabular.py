@@ -19,7 +19,7 @@ from tabular_samples import assert_prepared, prepared, tables
 
 import recemb
 from recemb.cli import main
-from recemb.datasets import prepare
+from recemb.datasets import TabularConfig, prepare
 from recemb.datasets.raw_values import RawValues
 from recemb.datasets.split_columns import split_codes
 from recemb.datasets.text_index import TextIndex, hash_texts
@@ -317,3 +317,13 @@ def test_predicting_raw_rows_is_what_training_saw(exported: Path):
 def test_a_plan_without_prepared_data_says_what_to_do(tmp_path, capsys):
     assert main(["plan", "dataset=tabular", f"dataset.path={tmp_path}/none"]) == 2
     assert "run recemb prepare dataset=tabular to make it" in capsys.readouterr().err
+
+
+def test_columns_that_pandas_named_by_number(tmp_path):
+    frame = pd.DataFrame({0: [0, 1] * 20, 1: [f"u{i % 5}" for i in range(40)], 2: [i % 3 for i in range(40)]})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    columns = {"label": 0, "categorical": [1, 2], "split": {"random": 0}}
+    path, source = str(tmp_path / "out"), str(tmp_path / "rows.csv")
+    dataset = prepare(TabularConfig(path=path, source=source, columns=columns, min_count=1), progress=False)
+    assert [feature.name for feature in dataset.features] == ["1", "2"]
+    assert 0 < dataset.meta["positive_rate"]["train"] < 1
