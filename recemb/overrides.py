@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from recemb.config import GROUPS
+from recemb.files import read_json
 from recemb.options import RecembError, options_of
 from recemb.plan_file import read_plan
 from recemb.record import RECORD
@@ -25,7 +26,7 @@ def resumed(arguments: list[str]) -> list[str]:
         return arguments
     folder = Path(given[-1])
     try:
-        command = shlex.split(json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"])
+        command = shlex.split(read_json(folder / RECORD)["command"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecembError(f"resume={folder}: there is no run in this folder that can be gone on with.") from error
     if command[:2] != ["recemb", "train"]:

@@ -1,12 +1,12 @@
 """The file of a plan: what `recemb advise` and `recemb plan --json` write, and training takes up with `plan=FILE`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recemb.budget import format_bytes, parse_budget
+from recemb.files import read_json
 from recemb.options import RecembError
 from recemb.plan import PLAN_SCHEMA
 from recemb.tables.base import TableConfig, TableSpec, total_full_bytes
@@ -75,7 +75,7 @@ def read_plan(path: str | Path) -> Planned:
         RecembError: it cannot be read, or is no plan of this version.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(Path(path))
         if values["schema"] != PLAN_SCHEMA:
             raise RecembError(f"plan={path} has form {values['schema']}, and this recemb reads form {PLAN_SCHEMA}.")
         table, advice = config_from_dict(values["table"]), values.get("advice")

@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here a
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "soak")]
 
 torch.set_num_threads(1)
 

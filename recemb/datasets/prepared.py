@@ -1,6 +1,5 @@
 """Opens a prepared data set: what is in it, its features with their training frequencies, and batches of its rows."""
 
-import json
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from recemb.datasets.batches import Batches
 from recemb.datasets.columns import SplitFile
 from recemb.datasets.features import Feature
 from recemb.datasets.splits import SPLITS
+from recemb.files import read_json
 from recemb.options import RecembError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PreparedDataset:
         if not folder.is_dir():
             raise RecembError(f"There is no prepared data set at {path}; {advice}.")
         try:
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
+            meta = read_json(folder / META)
             schema = meta["schema"]
         except FileNotFoundError:
             raise RecembError(f"{path} is not a prepared data set (it has no {META}); {advice}.") from None

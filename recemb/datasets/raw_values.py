@@ -26,6 +26,7 @@ from recemb.datasets.prepared import PreparedDataset
 from recemb.datasets.spelling import Numbers, Spelling, as_texts, is_list, is_missing
 from recemb.datasets.text_spelling import Text
 from recemb.datasets.vocabulary import Mapper, number_by, widen
+from recemb.files import read_json
 from recemb.options import RecembError
 
 VOCABULARY = "vocabulary.parquet"
@@ -241,7 +242,7 @@ class RawValues:
             RecembError: a file is missing, damaged, of another version of recemb, or not from the same `save`.
         """
         try:
-            meta = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+            meta = read_json(folder / VALUES)
             if meta["form"] != FORM:
                 raise RecembError(f"{folder / VALUES} has form {meta['form']}, and this recemb reads form {FORM}.")
             if _sha256(folder / VOCABULARY) != meta["vocabulary_sha256"]:

@@ -1,7 +1,6 @@
 """Loads an exported folder: the model as a module, which also takes raw values as the data set's text spells them."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recemb.datasets.raw_values import RawValues
+from recemb.files import read_json
 from recemb.options import RecembError
 from recemb.packing.serving import ServingModel
 from recemb.packing.weights import load_model
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         RecembError: it is missing, damaged or of another version.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         schema, files = manifest["schema"], manifest["files"]
         if not all(name == Path(name).name and {"bytes", "sha256"} <= set(entry) for name, entry in files.items()):
             raise ValueError("a file's entry is damaged")

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from recemb.files import read_json
 from recemb.options import RecembError
 from recemb.record import FREE_TO_CHANGE, PREDICTIONS, RECORD, asked_options
 from recemb.training.processes import is_first, on_first
@@ -229,7 +230,7 @@ class Bystander(RunFolder):
 def read_status(path: Path) -> str | None:
     """Say how the run in a folder stands; None where there is none."""
     try:
-        return str(json.loads((path / RECORD).read_text(encoding="utf-8"))["status"])
+        return str(read_json(path / RECORD)["status"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -265,7 +266,7 @@ def read_trial(path: Path) -> dict[str, Any] | None:
 def read_mapping(path: Path) -> dict[str, Any] | None:
     """Read a JSON file that holds a mapping; None where there is none, or it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

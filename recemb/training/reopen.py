@@ -1,12 +1,12 @@
 """Opens what a run has left: its configuration, its data, and the model with its best weights."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from recemb.datasets import PreparedDataset
+from recemb.files import read_json
 from recemb.options import RecembError
 from recemb.plan import table_specs
 from recemb.record import RECORD
@@ -85,7 +85,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         RecembError: there is none, or the run is not completed.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         status, _ = record["status"], record["config"]
     except FileNotFoundError:
         raise RecembError(f"{folder} is no run's folder: it has no {RECORD}.") from None

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recemb.files import read_json
 from recemb.options import RecembError
 from recemb.training.checkpoint import load_tensors, save_tensors
 from recemb.training.processes import on_first
@@ -43,7 +44,7 @@ class Unfinished:
 
         def read() -> dict[str, Any] | None:
             try:
-                found = json.loads(self._end.read_text(encoding="utf-8"))
+                found = read_json(self._end)
             except (OSError, ValueError):
                 return None
             return found if isinstance(found, dict) else None
@@ -141,6 +142,6 @@ class Unfinished:
 
 def _read_note(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((path / "note.json").read_text(encoding="utf-8")))
+        return dict(read_json(path / "note.json"))
     except (OSError, ValueError) as error:
         raise RecembError(f"the state in {path} cannot be read.") from error
