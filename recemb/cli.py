@@ -27,7 +27,7 @@ from recemb.budget import TooSmallBudgetError
 from recemb.config import PrepareConfig, RunConfig, register_configs, to_plan_config, to_run_config
 from recemb.mistakes import in_one_sentence
 from recemb.options import RecembError
-from recemb.overrides import asked_of_data, flags_first, resumed, with_plan
+from recemb.overrides import asked_of_data, flags_first, refuse_additions, resumed, with_plan
 from recemb.plan import table_specs
 from recemb.plan_file import read_plan
 from recemb.record import metric_text
@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a note to those who write torchrec
     try:
+        if verb in ("prepare", "plan", "train"):
+            refuse_additions(rest)
         status = _VERBS[verb](rest)
         sys.stdout.flush()  # a reader that has gone is noticed here and not at exit
         return status

@@ -107,6 +107,20 @@ def group_of(option: str) -> str:
     return option.split("=")[0].lstrip("+").split(".")[0]
 
 
+def refuse_additions(arguments: list[str]) -> None:
+    """Raise where Hydra is told to add or remove an option: nothing reads what nobody has declared.
+
+    Raises:
+        RecembError: an argument begins with + or ~.
+    """
+    for argument in arguments:
+        if argument.startswith(("+", "~")) and not argument.lstrip("+~").startswith("hydra"):
+            raise RecembError(
+                f"{argument[:100]!r} adds or removes an option, which would be of no effect; options are given as "
+                "name=value."
+            )
+
+
 def flags_first(arguments: list[str]) -> list[str]:
     """Move flags before the options, since Hydra's parser takes options in one run only."""
     flags, options = [], []

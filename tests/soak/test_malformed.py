@@ -105,7 +105,7 @@ OPTIONS = [
     "dataset.path=/dev/null", "dataset.path=[a,b]", "dataset.rows=-1", "dataset.path=..",
     "dataset.path=rows.csv", "experiment=nope", "experiment=../../etc/passwd", "plan=nowhere.json", "plan=rows.csv",
     "plan=.", "resume=maybe", "overwrite=maybe", "tune.trials=-1", "tune.trials=1", "tune.lr=[1]", "tune.lr=[2,1]",
-    "hydra.run.dir=rows.csv", "hydra.run.dir=/proc/x", "=", "==", "a",
+    "hydra.run.dir=rows.csv", "hydra.run.dir=/proc/x", "=", "==", "a", "+a=1", "~trainer", "++x=${oc.env:HOME}",
     "trainer.lr=${nope}", "trainer.lr=${", "table={name: full}", "x" * 200 + "=1", "table=full,hashing",
     "trainer.lr='", "\u0000=1", "größe=1", "table=full budget=1", "-z", "--nope",
 ]  # fmt: skip
