@@ -100,7 +100,10 @@ def test_tables_lists_and_explains(capsys: pytest.CaptureFixture[str]):
             "there is no table 'hashin'. Known: auto, compositional, frequency, full, hashing,",
         ),
         (["train", "dataset=nope"], "there is no dataset 'nope'. Known: avazu, criteo, criteo_kaggle_shape, "),
-        (["train", "model=dcn"], "there is no model 'dcn'. Known: autoint, dcn_v2, deepfm, dlrm, fnn, ipnn,"),
+        (
+            ["train", "model=dcn"],
+            "there is no model 'dcn'. Did you mean dcn_v2? Known: autoint, dcn_v2, deepfm, dlrm, fnn, ipnn,",
+        ),
         (["train", "model=dcn_v2", "model.structure=x"], "model.structure=x is not known; choose stacked or parallel."),
         (
             ["train", "experiment=nope"],

@@ -184,7 +184,16 @@ def _recognize(head: bytes) -> _Format | None:
         return _XML
     if re.match(rb'\[?\s*\{\s*"[^"]*"\s*:', start):
         return _JSON
-    return _BINARY if len(_CONTROL.findall(head)) > 0.03 * len(head) else None
+    return _BINARY if len(_CONTROL.findall(head)) > 0.03 * len(head) and not _is_utf8(head) else None
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether these are the first bytes of a text, of odd characters as it may be."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
 
 
 def _wide_encoding(head: bytes) -> str:

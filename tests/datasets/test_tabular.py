@@ -327,3 +327,13 @@ def test_columns_that_pandas_named_by_number(tmp_path):
     dataset = prepare(TabularConfig(path=path, source=source, columns=columns, min_count=1), progress=False)
     assert [feature.name for feature in dataset.features] == ["1", "2"]
     assert 0 < dataset.meta["positive_rate"]["train"] < 1
+
+
+def test_texts_of_control_characters_are_texts(tmp_path):
+    rows = samples.make_rows(12)
+    for number, row in enumerate(rows):
+        row["part"] = samples.SPLITS[number % 3]
+        row["user"] = "\x1a\x1a\x08\x05" * 20
+    source = samples.write_csv(tmp_path / "a.csv", rows)
+    config = samples.TinyBlocks(path=str(tmp_path / "out"), source=source, columns=samples.COLUMNS, min_count=1)
+    assert_prepared(prepare(config, progress=False), rows, least_count=1)
