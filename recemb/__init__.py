@@ -18,7 +18,7 @@ check_platform()
 _HOMES = {
     "CompressedEmbeddingBagCollection": "recemb.tables.collection",
     "FusedOptimizer": "recemb.tables.storage",
-    "Packing": "recemb.packing.swap",
+    "Packing": "recemb.packing.packing",
     "RecembError": "recemb.options",
     "TableSpec": "recemb.tables.base",
     "compress": "recemb.packing.swap",

@@ -1,7 +1,6 @@
 """Says in one sentence what a person has done that Hydra, OmegaConf or the system will not take."""
 
 import dataclasses
-import errno
 import re
 from difflib import get_close_matches
 
@@ -11,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recemb import help as pages
 from recemb import synonyms
 from recemb.config import PlanConfig, PrepareConfig, RunConfig
+from recemb.files import reason_of
 from recemb.options import RecembError
 
 _SCHEMAS: dict[str, type] = {"prepare": PrepareConfig, "plan": PlanConfig, "train": RunConfig}
@@ -26,7 +26,7 @@ def in_one_sentence(error: Exception, verb: str) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _hydra_in_one_sentence(error, verb)
     if isinstance(error, OSError):
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        reason = reason_of(error)
         return f"{error.filename}: {reason}." if error.filename else f"{reason}."
     return str(error)
 
@@ -44,16 +44,15 @@ def _hydra_in_one_sentence(error: Exception, verb: str) -> str:
         return "experiment= takes the name of one experiment, not a list."
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        if unknown[1] in _known_keys(verb):
+        known_keys = _known_keys(verb)
+        if unknown[1] in known_keys:
             group = unknown[1].split(".")[0]
             return f"the chosen {group}= has no option {unknown[1]!r}; `recemb {verb} --help` says which has it."
         foreign = any(unknown[1] in _known_keys(other) for other in _SCHEMAS)
-        meant = synonyms.option_meant(unknown[1])
-        if meant is not None and not meant.startswith("hydra.") and meant not in _known_keys(verb):
-            meant = None
-        close = [] if foreign else get_close_matches(unknown[1], _known_keys(verb), n=1, cutoff=0.5)
-        close = close if meant is None else [meant]
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = synonyms.option_meant(unknown[1]) or ""
+        if close not in known_keys and not close.startswith("hydra."):
+            close = "" if foreign else "".join(get_close_matches(unknown[1], known_keys, n=1, cutoff=0.5))
+        hint = f" Did you mean {close}?" if close else ""
         return f"there is no option {unknown[1]!r}.{hint} `recemb {verb} --help` lists them."
     if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))

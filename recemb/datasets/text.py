@@ -125,9 +125,9 @@ def _check(path: Path, option: str) -> None:
 def _look_inside(path: Path, members: tuple[str, ...], tables: bool) -> None:
     """Meet now what would else be met after the hours that the files before it take."""
     with _readable(path):
-        if tables and format_of(path) in COLUMNAR:
-            return
         kind = format_of(path)
+        if tables and kind in COLUMNAR:
+            return
         with path.open("rb") as raw, open_text(path, raw, members) as (where, _):
             member = f", {where.name} in the archive" if where != path else ""
             if kind:

@@ -5,7 +5,6 @@ then gets its name: it is there whole or not at all.
 """
 
 import contextlib
-import errno
 import glob
 import json
 import os
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.datasets.raw_values import RawValues
+from recemb.files import reason_of
 from recemb.options import RecembError
 from recemb.packing.load import MANIFEST, MANIFEST_SCHEMA, WEIGHTS, describe_file, read_manifest
 from recemb.packing.programs import capture, run_onnx, write_onnx, write_pt2
@@ -282,7 +282,6 @@ def _appearing(folder: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise RecembError(f"cannot write {error.filename or folder}: {reason}.") from error
+        raise RecembError(f"cannot write {error.filename or folder}: {reason_of(error)}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Compresses the tables of any PyTorch model in place: nn.Embedding, nn.EmbeddingBag and torchrec's collections."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,35 +11,14 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from recemb.budget import format_bytes
 from recemb.options import RecembError
+from recemb.packing.packing import Packing
 from recemb.packing.serving import ServingTables
 from recemb.packing.standins import CompressedEmbedding, CompressedEmbeddingBag, CompressedLinear
 from recemb.packing.ties import COLLECTIONS, Target, find_targets
 from recemb.packing.torchrec_standins import CompressedCollection, CompressedUnpooledCollection
 from recemb.plan import sized
 from recemb.tables.base import TableSpec
-from recemb.tables.precision import check_precision
 from recemb.tables.registry import check_approximates, config_from_dict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """How tables shall be held.
-
-    Attributes:
-        table: the method; rows stay as they are, but for their precision, when not given.
-        budget: serving bytes of each matched module, as a share of its fp32 tables (1/8) or a size (64MiB); what the
-            options say when not given.
-        precision: how rows are held: fp32, fp16, int8, int4 or int2.
-        options: of the method, by name.
-    """
-
-    table: str = "full"
-    budget: str | int | float | None = None
-    precision: str = "fp32"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
 
 
 class Swapped(NamedTuple):

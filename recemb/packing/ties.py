@@ -3,16 +3,13 @@
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from recemb.options import RecembError
-
-if TYPE_CHECKING:
-    from recemb.packing.swap import Packing
+from recemb.packing.packing import Packing
 
 COLLECTIONS = (EmbeddingBagCollection, FusedEmbeddingBagCollection, EmbeddingCollection)
 TABLES = (nn.Embedding, nn.EmbeddingBag, *COLLECTIONS)
@@ -30,7 +27,7 @@ class Target:
     """
 
     module: nn.Module
-    packing: "Packing"
+    packing: Packing
     names: list[str]
     tied: list[tuple[nn.Module, list[str]]] = field(default_factory=list)
 
@@ -45,7 +42,7 @@ class Target:
         return self.names[1:] + [name for _, names in self.tied for name in names]
 
 
-def find_targets(model: nn.Module, patterns: Mapping[str, "Packing"]) -> list[Target]:
+def find_targets(model: nn.Module, patterns: Mapping[str, Packing]) -> list[Target]:
     """Choose the tables of a model by patterns of their names, with all that hold their weights.
 
     Raises:
@@ -69,7 +66,7 @@ def find_targets(model: nn.Module, patterns: Mapping[str, "Packing"]) -> list[Ta
             _refuse_shared(known[0], module, names)
             targets.append(Target(module, packing, known))
             continue
-        tied = [] if key in done else _tied(module, known[0], packing, names, packings)
+        tied = _tied(module, known[0], packing, names, packings)
         done |= {id(one) for one, _ in tied}
         targets.append(Target(module, packing, known, tied))
     return targets
@@ -82,7 +79,7 @@ def _names_by_module(model: nn.Module) -> dict[int, tuple[nn.Module, list[str]]]
     return found
 
 
-def _packing_of(names: list[str], patterns: Mapping[str, "Packing"]) -> "Packing | None":
+def _packing_of(names: list[str], patterns: Mapping[str, Packing]) -> Packing | None:
     """Return what the first pattern that matches says; a module is replaced under all of its names."""
     chosen = {
         name: packing
@@ -97,7 +94,7 @@ def _packing_of(names: list[str], patterns: Mapping[str, "Packing"]) -> "Packing
     return packings[0] if packings else None
 
 
-def _check_patterns(patterns: Mapping[str, "Packing"], tables: list[list[str]]) -> None:
+def _check_patterns(patterns: Mapping[str, Packing], tables: list[list[str]]) -> None:
     names = [name for known in tables for name in known]
     for key in patterns:
         if not any(fnmatch.fnmatchcase(name, key) for name in names):
@@ -108,9 +105,9 @@ def _check_patterns(patterns: Mapping[str, "Packing"], tables: list[list[str]]) 
 def _tied(
     module: nn.Module,
     name: str,
-    packing: "Packing",
+    packing: Packing,
     names: Mapping[int, tuple[nn.Module, list[str]]],
-    packings: Mapping[int, "Packing"],
+    packings: Mapping[int, Packing],
 ) -> list[tuple[nn.Module, list[str]]]:
     """Find the other modules that hold a table's weight."""
     tied = []

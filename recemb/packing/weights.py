@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from recemb.files import parse_json
 from recemb.models import MODELS, ModelConfig
 from recemb.options import RecembError
 from recemb.packing.serving import ServingModel, ServingTables, Widths
@@ -88,7 +89,7 @@ def load_model(path: Path) -> ServingModel:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
+            header = parse_json((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if header["schema"] != SCHEMA:
             raise RecembError(f"{path} is of form {header['schema']}, and this recemb reads form {SCHEMA}.")

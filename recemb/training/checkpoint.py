@@ -4,7 +4,6 @@ What is saved has the same names and shapes in one process and in many, so that 
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import warnings
@@ -16,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
+from recemb.files import reason_of
 from recemb.options import RecembError
 from recemb.training.processes import ToldElsewhereError, is_first, on_first, world_size
 from recemb.training.tensor_files import TensorsOnlyPlanner, tensor_reader, tensor_writer
@@ -128,7 +128,7 @@ def _reason(error: BaseException) -> str:
         causes += [failure[0] for failure in error.failures.values()]
     for cause in causes:
         if isinstance(cause, OSError):
-            return "the disk is full" if cause.errno == errno.ENOSPC else (cause.strerror or str(cause))
+            return reason_of(cause)
     text = str(causes[-1]).strip()
     return text.splitlines()[-1] if text else type(error).__name__
 

@@ -9,6 +9,8 @@ from typing import Any
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
+from recemb.files import reason_of
+
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +44,9 @@ class EventWriter(SummaryWriter):
                 return write(*arguments, **named)
             except OSError as error:
                 self._failed = True
-                reason = error.strerror or error
-                log.warning("training goes on, but TensorBoard's events in %s end here: %s.", self._folder, reason)
+                log.warning(
+                    "training goes on, but TensorBoard's events in %s end here: %s.", self._folder, reason_of(error)
+                )
             return None
 
         return written

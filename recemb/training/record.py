@@ -1,7 +1,6 @@
 """The folder of a run: claimed once, every file in it whole or absent."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from recemb.files import read_json
+from recemb.files import read_json, reason_of
 from recemb.options import RecembError
 from recemb.record import FREE_TO_CHANGE, PREDICTIONS, RECORD, asked_options
 from recemb.training.processes import is_first, on_first
@@ -165,8 +164,7 @@ class RunFolder:
             yield partial
             os.replace(partial, self.path / name)
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
-            raise RecembError(f"cannot write {self.path / name}: {reason}.") from error
+            raise RecembError(f"cannot write {self.path / name}: {reason_of(error)}.") from error
         finally:
             partial.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from recemb.datasets import Batch, PreparedDataset
+from recemb.files import parse_json
 from recemb.options import RecembError
 from recemb.tables.base import TableConfig, TableSpec
 from recemb.tables.initial import init_uniform_
@@ -221,7 +222,7 @@ class _Journal:
         lines = on_first(lambda: path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be cut short
-                entry = json.loads(line)
+                entry = parse_json(line)
                 widths = tuple(map(int, entry["widths"]))
                 if len(widths) == len(most) and all(1 <= one <= top for one, top in zip(widths, most, strict=True)):
                     self.known[widths] = float(entry["auc"])

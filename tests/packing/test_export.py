@@ -22,6 +22,7 @@ from recemb import RecembError
 from recemb.cli import main
 from recemb.packing.export import export
 from recemb.packing.programs import run_onnx
+from recemb.packing.weights import load_model
 from recemb.tables.bags import flat_ids
 from recemb.training.reopen import open_run
 
@@ -292,3 +293,10 @@ def test_unknown_forms_and_runs_are_refused(full_run: Path, tmp_path: Path, caps
     assert "is no run's folder" in capsys.readouterr().err
     assert main(["export", str(full_run), "--out", str(tmp_path / "a"), "--data", str(tmp_path)]) == 2
     assert "say where it lies with --data" in capsys.readouterr().err
+
+
+def test_a_header_nested_too_deeply_is_a_sentence(tmp_path: Path):
+    header = '{"a":' * 5000 + "1" + "}" * 5000
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"recemb": header})
+    with pytest.raises(RecembError, match=r"damaged or no model of recemb.s .*nested too deeply"):
+        load_model(tmp_path / "model.safetensors")
